@@ -1,0 +1,157 @@
+//! From activations in memory to an encoded entry: pack, fit, split into frames, compress, checksum, identify.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::codec::pack::PackCounts;
+use crate::codec::{Model, Rows};
+use crate::entry::{ContentPoint, Document, content_id};
+use crate::error::{Error, Kind, Result};
+use crate::format::{Activation, EntryHeader, Frame, frame_checksum, malformed, size};
+use crate::hook_point::HookPoint;
+use crate::manifest::Settings;
+use crate::store::{EncodedEntry, ModelKey};
+use crate::tensor::{Layout, Tensor};
+
+/// Rows of the sample a model is fitted on, at most.
+const SAMPLE_BYTES: u64 = 1 << 20;
+
+/// An entry in memory, complete.
+#[derive(Debug)]
+pub struct Draft {
+    /// The document, its key assigned.
+    pub document: Document,
+    /// Token ids of the whole sequence.
+    pub token_ids: Option<Vec<u32>>,
+    /// Activations in the order of their hook points, each once.
+    pub activations: Vec<(HookPoint, Tensor)>,
+}
+
+impl Draft {
+    /// Assigns the key, sorts the activations, and refuses what no store could hold.
+    pub fn new(
+        mut document: Document,
+        token_ids: Option<Vec<u32>>,
+        mut activations: Vec<(HookPoint, Tensor)>,
+    ) -> Result<Self> {
+        let key = document.assign_key(token_ids.as_deref())?.to_owned();
+        activations.sort_by(|left, right| left.0.cmp(&right.0));
+        if let Some([twice, _]) = activations.array_windows().find(|[left, right]| left.0 == right.0) {
+            return Err(Error::new(Kind::InvalidTensor, format!("`{}` is given twice for entry `{key}`", twice.0)));
+        }
+        Ok(Self { document, token_ids, activations })
+    }
+
+    /// Bytes of all activations.
+    pub fn bytes(&self) -> u64 {
+        self.activations.iter().map(|(_, tensor)| tensor.layout().bytes()).sum()
+    }
+}
+
+/// Fits models for hook points that have none yet, on the first rows of this entry. Runs where entries are put, in
+/// their order, so that the same entries in the same order give the same frames whatever the threads do.
+pub fn fit_models(settings: &Settings, draft: &Draft, models: &mut HashMap<ModelKey, Arc<Model>>) -> Result<()> {
+    for (point, tensor) in &draft.activations {
+        let layout = tensor.layout();
+        let rows = (SAMPLE_BYTES / layout.row_bytes().max(1)).clamp(1, layout.rows().max(1)).min(layout.rows());
+        let sample = tensor.bytes().get(..size(rows * layout.row_bytes())?).unwrap_or_default();
+        let dtype = settings.pack.dtype.unwrap_or(layout.dtype());
+        if models.contains_key(&(point.clone(), dtype, layout.row_values())) {
+            continue;
+        }
+        // A sample that cannot be packed belongs to an activation that will say so itself.
+        let Ok((sample, _)) = settings.pack.apply(Tensor::new(layout.with_rows(rows)?, sample.to_vec())?) else {
+            continue;
+        };
+        if let Some(model) = settings.codec.fit(sample.layout(), sample.bytes()) {
+            let key = (point.clone(), sample.layout().dtype(), sample.layout().row_values());
+            models.entry(key).or_insert_with(|| Arc::new(model));
+        }
+    }
+    Ok(())
+}
+
+/// Encodes an entry, its activations in parallel.
+pub fn encode(settings: &Settings, draft: Draft, models: &HashMap<ModelKey, Arc<Model>>) -> Result<EncodedEntry> {
+    let Draft { document, token_ids, activations } = draft;
+    let key = document.key().to_owned();
+    let encoded = activations
+        .into_par_iter()
+        .map(|(point, tensor)| encode_activation(settings, point, tensor, models))
+        .collect::<Result<Vec<_>>>()
+        .map_err(|e| e.within(format!("entry `{key}`")))?;
+    let points: Vec<_> = encoded
+        .iter()
+        .map(|e| ContentPoint { point: &e.activation.point, layout: &e.activation.layout, digest: e.digest })
+        .collect();
+    let content_id = content_id(&document, token_ids.as_deref(), &points);
+    let mut entry = EncodedEntry {
+        header: EntryHeader { document, token_ids, activations: Vec::with_capacity(encoded.len()) },
+        content_id,
+        chunks: Vec::with_capacity(encoded.len()),
+        models: Vec::new(),
+    };
+    for one in encoded {
+        entry.header.activations.push(one.activation);
+        entry.chunks.push(one.chunk);
+        entry.models.extend(one.model);
+    }
+    Ok(entry)
+}
+
+struct EncodedActivation {
+    activation: Activation,
+    chunk: Vec<u8>,
+    digest: [u8; 32],
+    model: Option<Arc<Model>>,
+}
+
+fn encode_activation(
+    settings: &Settings,
+    point: HookPoint,
+    tensor: Tensor,
+    models: &HashMap<ModelKey, Arc<Model>>,
+) -> Result<EncodedActivation> {
+    let (tensor, PackCounts { nonfinite, saturated }) =
+        settings.pack.apply(tensor).map_err(|e| e.within(format!("`{point}`")))?;
+    let (layout, bytes) = tensor.into_parts();
+    let model = models.get(&(point.clone(), layout.dtype(), layout.row_values())).cloned();
+    let frame_rows = settings.codec.frame_rows(layout.row_bytes()).max(1);
+    let mut chunk = Vec::with_capacity(bytes.len() / 2);
+    let mut frames = Vec::new();
+    for bytes in rows_of_frames(&layout, frame_rows, &bytes)? {
+        let start = chunk.len();
+        let rows = Rows { dtype: layout.dtype(), row_values: layout.row_values(), bytes };
+        let encoding = settings.codec.encode(rows, model.as_deref(), &mut chunk);
+        let stored = chunk.get(start..).unwrap_or_default();
+        let length = u32::try_from(stored.len())
+            .map_err(|_| Error::new(Kind::LimitExceeded, format!("a row of `{point}` is above the limit of 4 GiB")))?;
+        frames.push(Frame { checksum: frame_checksum(stored), length, encoding });
+    }
+    let digest = *blake3::hash(&bytes).as_bytes();
+    let activation = Activation {
+        point,
+        layout,
+        frame_rows,
+        nonfinite,
+        saturated,
+        model: model.as_ref().map(|model| model.id()),
+        frames,
+    };
+    Ok(EncodedActivation { activation, chunk, digest, model })
+}
+
+/// The bytes of each frame, as many as the format says; frames of rows without bytes are empty.
+fn rows_of_frames<'a>(layout: &Layout, frame_rows: u64, bytes: &'a [u8]) -> Result<Vec<&'a [u8]>> {
+    let frame_bytes = size(frame_rows.min(layout.rows()) * layout.row_bytes())?;
+    if frame_bytes == 0 {
+        return Ok(vec![bytes; size(Activation::frame_count(layout, frame_rows))?]);
+    }
+    let frames: Vec<_> = bytes.chunks(frame_bytes).collect();
+    if frames.len() as u64 != Activation::frame_count(layout, frame_rows) {
+        return Err(malformed("frames do not cover the rows"));
+    }
+    Ok(frames)
+}

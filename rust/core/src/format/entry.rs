@@ -1,0 +1,205 @@
+//! The bytes of an entry: its header, and the table of its activations and their frames.
+
+use super::{Fields, count, malformed, size, small, u32_of, u64_of};
+use crate::codec::{Encoding, ModelId};
+use crate::entry::Document;
+use crate::error::{Error, Kind, Result};
+use crate::hook_point::HookPoint;
+use crate::tensor::{Dtype, Layout};
+
+/// Most activations of an entry.
+const MAX_POINTS: usize = 1 << 16;
+
+/// Largest frame, decoded, unless it is a single row.
+const MAX_FRAME_BYTES: u64 = 256 << 20;
+
+const NO_TOKEN_IDS: u32 = u32::MAX;
+
+/// One frame of an activation: how and how large it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// XXH3-64 of the stored bytes.
+    pub checksum: u64,
+    /// Bytes stored.
+    pub length: u32,
+    /// How they are encoded.
+    pub encoding: Encoding,
+}
+
+/// One activation of an entry: what it is, and its frames in the order of rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Activation {
+    /// Where it was seen.
+    pub point: HookPoint,
+    /// Dtype and shape as stored.
+    pub layout: Layout,
+    /// Rows of every frame but the last, which has the rest.
+    pub frame_rows: u64,
+    /// NaN and infinities among the values.
+    pub nonfinite: u64,
+    /// Finite values clamped when packing.
+    pub saturated: u64,
+    /// The model its frames use.
+    pub model: Option<ModelId>,
+    /// The frames, consecutive in the activation's chunk.
+    pub frames: Vec<Frame>,
+}
+
+impl Activation {
+    /// Bytes of all frames.
+    pub fn stored_bytes(&self) -> u64 {
+        self.frames.iter().map(|frame| u64::from(frame.length)).sum()
+    }
+
+    /// Frames an activation of this layout has.
+    pub fn frame_count(layout: &Layout, frame_rows: u64) -> u64 {
+        layout.rows().div_ceil(frame_rows.max(1))
+    }
+
+    /// Bounds what a reader has to hold to get at one row.
+    fn check_frame_bytes(&self) -> Result<()> {
+        let bytes = self.frame_rows.min(self.layout.rows()).saturating_mul(self.layout.row_bytes());
+        if self.frame_rows > 1 && bytes > MAX_FRAME_BYTES {
+            let message = format!("a frame of `{bytes}` bytes of `{}` is above the limit of 256 MiB", self.point);
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
+        Ok(())
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
+        let name = self.point.as_str().as_bytes();
+        out.extend(small(name.len())?.to_le_bytes());
+        out.extend([self.layout.dtype().code(), u8::try_from(self.layout.shape().len()).unwrap_or(u8::MAX)]);
+        out.extend(name);
+        self.layout.shape().iter().for_each(|n| out.extend(n.to_le_bytes()));
+        out.extend(self.frame_rows.to_le_bytes());
+        out.extend(self.nonfinite.to_le_bytes());
+        out.extend(self.saturated.to_le_bytes());
+        out.push(u8::from(self.model.is_some()));
+        out.extend(self.model.iter().flatten());
+        out.extend(count(self.frames.len())?.to_le_bytes());
+        for frame in &self.frames {
+            out.extend(frame.checksum.to_le_bytes());
+            out.extend(frame.length.to_le_bytes());
+            out.push(frame.encoding.code());
+        }
+        Ok(())
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Result<Self> {
+        let name_length = fields.u16()?;
+        let (dtype, rank) = (fields.u8()?, fields.u8()?);
+        let name = fields.text(usize::from(name_length))?;
+        let dtype = Dtype::from_code(dtype).ok_or_else(|| malformed(format!("unknown dtype code `{dtype}`")))?;
+        let shape = (0..rank).map(|_| fields.u64()).collect::<Result<Vec<_>>>()?;
+        let mut activation = Self {
+            point: HookPoint::new(name)?,
+            layout: Layout::new(dtype, shape)?,
+            frame_rows: fields.u64()?,
+            nonfinite: fields.u64()?,
+            saturated: fields.u64()?,
+            model: (fields.u8()? == 1).then(|| fields.array()).transpose()?,
+            frames: Vec::new(),
+        };
+        let frames = fields.u32()?;
+        if activation.frame_rows == 0
+            || Self::frame_count(&activation.layout, activation.frame_rows) != u64::from(frames)
+        {
+            return Err(malformed(format!(
+                "`{frames}` frames are not what the shape of `{}` asks for",
+                activation.point
+            )));
+        }
+        activation.check_frame_bytes()?;
+        for _ in 0..frames {
+            let (checksum, length, code) = (fields.u64()?, fields.u32()?, fields.u8()?);
+            let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
+            activation.frames.push(Frame { checksum, length, encoding });
+        }
+        Ok(activation)
+    }
+}
+
+/// All of an entry but the bytes of its activations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EntryHeader {
+    /// The metadata document.
+    pub document: Document,
+    /// Token ids of the whole sequence.
+    pub token_ids: Option<Vec<u32>>,
+    /// Activations in the order of their hook points.
+    pub activations: Vec<Activation>,
+}
+
+impl EntryHeader {
+    /// The header as stored.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let json = self.document.to_json()?;
+        let tokens = self.token_ids.as_ref().map_or(Ok(NO_TOKEN_IDS), |ids| count(ids.len()))?;
+        let mut out = Vec::with_capacity(json.len() + 256);
+        out.extend(count(json.len())?.to_le_bytes());
+        out.extend(tokens.to_le_bytes());
+        out.extend(count(self.activations.len())?.to_le_bytes());
+        out.extend(json.as_bytes());
+        self.token_ids.iter().flatten().for_each(|id| out.extend(id.to_le_bytes()));
+        self.activations.iter().try_for_each(|activation| activation.encode(&mut out))?;
+        Ok(out)
+    }
+
+    /// Reads a header whose bytes were checked.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields::new(bytes);
+        let (json, tokens, points) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        let document = Document::parse(fields.text(size(json.into())?)?)?;
+        let token_ids = match tokens {
+            NO_TOKEN_IDS => None,
+            n => Some(fields.take(size(u64::from(n) * 4)?)?.chunks_exact(4).map(u32_of).collect()),
+        };
+        if size(points.into())? > MAX_POINTS {
+            return Err(malformed(format!("`{points}` activations are above the limit of {MAX_POINTS}")));
+        }
+        let activations = (0..points).map(|_| Activation::decode(&mut fields)).collect::<Result<Vec<_>>>()?;
+        fields.end()?;
+        Ok(Self { document, token_ids, activations })
+    }
+
+    /// The document alone, without decoding the rest.
+    pub fn decode_document(bytes: &[u8]) -> Result<Document> {
+        let mut fields = Fields::new(bytes);
+        let json = fields.u32()?;
+        fields.take(8)?;
+        Document::parse(fields.text(size(json.into())?)?)
+    }
+
+    /// Place of an activation in the list.
+    pub fn find(&self, point: &str) -> Result<usize> {
+        self.activations.iter().position(|a| a.point.as_str() == point).ok_or_else(|| {
+            let stored: Vec<_> = self.activations.iter().map(|a| format!("`{}`", a.point)).collect();
+            let stored = if stored.is_empty() { "nothing".to_owned() } else { stored.join(", ") };
+            let message = format!("`{point}` is not stored in entry `{}`; stored: {stored}", self.document.key());
+            Error::new(Kind::PointNotStored, message)
+        })
+    }
+}
+
+/// Payload of an `entry` record of a shard: where its chunks begin in the shard, and its header.
+pub struct EntryRecord;
+
+impl EntryRecord {
+    /// `offsets[i]` is the absolute file offset of activation i's first frame.
+    pub fn encode(offsets: &[u64], header: &[u8]) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(4 + offsets.len() * 8 + header.len());
+        out.extend(count(offsets.len())?.to_le_bytes());
+        offsets.iter().for_each(|offset| out.extend(offset.to_le_bytes()));
+        out.extend(header);
+        Ok(out)
+    }
+
+    /// Offsets, and the bytes of the header.
+    pub fn decode(payload: &[u8]) -> Result<(Vec<u64>, &[u8])> {
+        let mut fields = Fields::new(payload);
+        let offsets = fields.u32()?;
+        let offsets = fields.take(size(u64::from(offsets) * 8)?)?.chunks_exact(8).map(u64_of).collect();
+        Ok((offsets, fields.rest))
+    }
+}

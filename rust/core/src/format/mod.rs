@@ -1,0 +1,260 @@
+//! The only place that knows byte offsets. Writer and reader of each structure stand side by side; FORMAT.md is the
+//! normative text. All integers are little-endian. Here: records, which every file is a sequence of.
+
+mod commit;
+mod entry;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
+
+pub use self::commit::{Change, CommitRecord, ModelPlace, SealedShard};
+pub use self::entry::{Activation, EntryHeader, EntryRecord, Frame};
+use crate::error::{Error, Kind, Result};
+
+/// Major version of the format. Version 0 may change without notice.
+pub const FORMAT_VERSION: u8 = 0;
+/// Records, and the chunks within data records, begin at multiples of this.
+pub const ALIGNMENT: u64 = 64;
+/// Bytes of a record header.
+pub const RECORD_HEADER_BYTES: usize = 64;
+/// First bytes of every record, so of every file.
+pub const MAGIC: [u8; 4] = *b"ACTR";
+/// Largest payload of a record that is read whole: everything but `data`.
+pub const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
+
+const CHECKED_HEADER_BYTES: usize = RECORD_HEADER_BYTES - 4;
+
+/// An integer of the format as a size in memory.
+pub fn size(n: u64) -> Result<usize> {
+    usize::try_from(n).map_err(|_| malformed(format!("a size of `{n}` bytes does not fit this machine")))
+}
+
+/// The error for checksummed bytes that say something impossible.
+pub fn malformed(message: impl Into<String>) -> Error {
+    Error::new(Kind::Malformed, message)
+}
+
+/// `length` rounded up to the alignment of records.
+pub const fn aligned(length: u64) -> u64 {
+    length.next_multiple_of(ALIGNMENT)
+}
+
+/// Checksum of a frame's stored bytes.
+pub fn frame_checksum(stored: &[u8]) -> u64 {
+    xxh3_64(stored)
+}
+
+/// Checksum of a record's payload given in pieces.
+pub fn payload_checksum(parts: &[&[u8]]) -> u128 {
+    let mut hasher = Xxh3::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.digest128()
+}
+
+/// The next link of a commit chain: over the previous link and the headers of the records it commits.
+pub fn chain(previous: u128, headers: &[u8]) -> u128 {
+    let mut hasher = Xxh3::new();
+    hasher.update(&previous.to_le_bytes());
+    hasher.update(headers);
+    hasher.digest128()
+}
+
+/// What a record holds; the codes are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecordType {
+    /// First record of a shard or log: which store, writer and shard.
+    Head = 1,
+    /// Frames of one hook point, of the entries of one commit.
+    Data = 2,
+    /// One entry: document, token ids, table of activations.
+    Entry = 3,
+    /// What a codec learned.
+    Model = 4,
+    /// Makes the records since the previous commit durable and visible.
+    Commit = 5,
+    /// Last record of a finished shard: all its commits in one.
+    Seal = 6,
+    /// The manifest.
+    Manifest = 7,
+    /// In a log: a shard that was sealed.
+    Sealed = 8,
+}
+
+impl RecordType {
+    const ALL: [Self; 8] =
+        [Self::Head, Self::Data, Self::Entry, Self::Model, Self::Commit, Self::Seal, Self::Manifest, Self::Sealed];
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| *t as u8 == code)
+    }
+}
+
+/// Ties a record to its place, so that a block of another store, file or age is never taken for ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// First 8 bytes of the store id.
+    pub store: u64,
+    /// Number of the writer; 0 in a manifest.
+    pub writer: u32,
+    /// Number of the shard; 0 in a log or manifest.
+    pub shard: u32,
+}
+
+/// The 64 bytes before every payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHeader {
+    /// What the payload is.
+    pub record_type: RecordType,
+    /// Bytes of payload, padding not counted.
+    pub length: u64,
+    /// Number of the record in its file, from 0.
+    pub sequence: u64,
+    /// XXH3-128 of the payload.
+    pub checksum: u128,
+    /// Where the record belongs.
+    pub place: Place,
+}
+
+impl RecordHeader {
+    /// Bytes of header, payload and padding.
+    pub fn span(&self) -> u64 {
+        RECORD_HEADER_BYTES as u64 + aligned(self.length)
+    }
+
+    /// The header as stored.
+    pub fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
+        let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES);
+        bytes.extend(MAGIC);
+        bytes.extend([self.record_type as u8, FORMAT_VERSION, 0, 0]);
+        bytes.extend(self.length.to_le_bytes());
+        bytes.extend(self.sequence.to_le_bytes());
+        bytes.extend(self.checksum.to_le_bytes());
+        bytes.extend(self.place.store.to_le_bytes());
+        bytes.extend(self.place.writer.to_le_bytes());
+        bytes.extend(self.place.shard.to_le_bytes());
+        bytes.resize(CHECKED_HEADER_BYTES, 0);
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        let mut header = [0; RECORD_HEADER_BYTES];
+        header.copy_from_slice(&bytes);
+        header
+    }
+
+    /// Reads a header and checks its magic, checksum and version.
+    pub fn decode(bytes: &[u8; RECORD_HEADER_BYTES]) -> Result<Self> {
+        let mut fields = Fields::new(bytes);
+        if fields.take(4)? != MAGIC {
+            return Err(Error::new(Kind::Checksum, "no record begins here"));
+        }
+        let (code, version) = (fields.u8()?, fields.u8()?);
+        let (checked, stored) = bytes.split_at(CHECKED_HEADER_BYTES);
+        if stored != crc32c::crc32c(checked).to_le_bytes() {
+            return Err(Error::new(Kind::Checksum, "a record header does not match its checksum"));
+        }
+        if version > FORMAT_VERSION {
+            return Err(unsupported_version(version));
+        }
+        let record_type =
+            RecordType::from_code(code).ok_or_else(|| malformed(format!("unknown record type `{code}`")))?;
+        fields.take(2)?;
+        Ok(Self {
+            record_type,
+            length: fields.u64()?,
+            sequence: fields.u64()?,
+            checksum: fields.u128()?,
+            place: Place { store: fields.u64()?, writer: fields.u32()?, shard: fields.u32()? },
+        })
+    }
+
+    /// Checks a payload against the header.
+    pub fn check(&self, payload: &[u8]) -> Result<()> {
+        if payload.len() as u64 != self.length || xxh3_128(payload) != self.checksum {
+            return Err(Error::new(Kind::Checksum, "a record does not match its checksum"));
+        }
+        Ok(())
+    }
+}
+
+/// The error for a store of a later format.
+pub fn unsupported_version(version: u8) -> Error {
+    let message = format!(
+        "written in format version `{version}`; this build reads versions up to {FORMAT_VERSION}: upgrade actstore"
+    );
+    Error::new(Kind::UnsupportedVersion, message)
+}
+
+/// Whether a file begins as ours do, and the format version it states.
+pub fn sniff(first_bytes: &[u8]) -> Option<u8> {
+    (first_bytes.get(..4)? == MAGIC).then(|| first_bytes.get(5).copied()).flatten()
+}
+
+fn count(n: usize) -> Result<u32> {
+    u32::try_from(n)
+        .map_err(|_| Error::new(Kind::LimitExceeded, format!("`{n}` items are above the limit of an entry")))
+}
+
+fn small(n: usize) -> Result<u16> {
+    u16::try_from(n).map_err(|_| Error::new(Kind::LimitExceeded, format!("a name of `{n}` bytes is above the limit")))
+}
+
+fn u32_of(bytes: &[u8]) -> u32 {
+    bytes.iter().rev().fold(0, |n, &byte| (n << 8) | u32::from(byte))
+}
+
+fn u64_of(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |n, &byte| (n << 8) | u64::from(byte))
+}
+
+/// Reads fields one after the other and never beyond the end.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let (taken, rest) =
+            self.rest.split_at_checked(n).ok_or_else(|| malformed("a record ends before its fields do"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn u128(&mut self) -> Result<u128> {
+        self.array().map(u128::from_le_bytes)
+    }
+
+    fn text(&mut self, n: usize) -> Result<&'a str> {
+        std::str::from_utf8(self.take(n)?).map_err(|_| malformed("text that is not UTF-8"))
+    }
+
+    fn end(&self) -> Result<()> {
+        match self.rest.len() {
+            0 => Ok(()),
+            n => Err(malformed(format!("`{n}` bytes follow the last field of a record"))),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What a store says of itself, written once when it is created. The only place that knows the manifest's fields.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Codec;
+use crate::codec::pack::{Overflow, Pack};
+use crate::entry::hex;
+use crate::error::{Error, Kind, Result};
+use crate::format::{FORMAT_VERSION, malformed, unsupported_version};
+use crate::tensor::Dtype;
+
+/// What happens when a key is put again with other content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnConflict {
+    /// The entry is refused.
+    Error,
+    /// The stored entry stays.
+    Skip,
+    /// The new entry takes its place.
+    Replace,
+    /// The new entry is stored as `key#1`, `key#2`, ...
+    Number,
+}
+
+/// What a commit promises when it returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// It survives a power cut.
+    Commit,
+    /// It survives the process; a power cut may cost the last two seconds, never anything older, never a part.
+    Interval,
+}
+
+/// How entries are encoded and committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes to bytes.
+    pub codec: Codec,
+    /// Array to bytes.
+    pub pack: Pack,
+    /// Second content for a key.
+    pub on_conflict: OnConflict,
+    /// Level of durability.
+    pub durability: Durability,
+}
+
+/// [`Settings`] as JSON has them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettingsFields {
+    codec: String,
+    #[serde(default)]
+    dtype: Option<String>,
+    overflow: String,
+    on_conflict: OnConflict,
+    durability: Durability,
+}
+
+impl Settings {
+    /// Reads settings; an unknown name or value is refused with the choices.
+    pub fn parse(json: &str) -> Result<Self> {
+        let fields: SettingsFields =
+            serde_json::from_str(json).map_err(|e| Error::new(Kind::InvalidOption, format!("settings: {e}")))?;
+        Self::from_fields(&fields)
+    }
+
+    fn from_fields(fields: &SettingsFields) -> Result<Self> {
+        Ok(Self {
+            codec: Codec::parse(&fields.codec)?,
+            pack: Pack::new(
+                fields.dtype.as_deref().map(Dtype::parse).transpose()?,
+                Overflow::parse(&fields.overflow)?,
+            )?,
+            on_conflict: fields.on_conflict,
+            durability: fields.durability,
+        })
+    }
+
+    fn fields(&self) -> SettingsFields {
+        SettingsFields {
+            codec: self.codec.name().to_owned(),
+            dtype: self.pack.dtype.map(|dtype| dtype.name().to_owned()),
+            overflow: self.pack.overflow.name().to_owned(),
+            on_conflict: self.on_conflict,
+            durability: self.durability,
+        }
+    }
+}
+
+/// Identity, version, conventions and settings of a store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest {
+    /// Random, given at creation.
+    pub store_id: [u8; 16],
+    /// How entries are encoded and committed.
+    pub settings: Settings,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ManifestFields {
+    format: String,
+    version: u8,
+    store_id: String,
+    token_convention: String,
+    features: Features,
+    settings: SettingsFields,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Features {
+    required: Vec<String>,
+}
+
+/// Row j of an activation is the state computed at token j.
+const TOKEN_CONVENTION: &str = "at";
+
+impl Manifest {
+    /// A manifest with a new store id.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let mut store_id = [0; 16];
+        let random = rustix::rand::getrandom(&mut store_id[..], rustix::rand::GetRandomFlags::empty());
+        random.map_err(|e| Error::new(Kind::StorageIo, format!("no random numbers for a store id: {e}")))?;
+        Ok(Self { store_id, settings })
+    }
+
+    /// The store tag that every record carries.
+    pub fn store_tag(&self) -> u64 {
+        self.store_id.iter().take(8).rev().fold(0, |tag, &byte| (tag << 8) | u64::from(byte))
+    }
+
+    /// The manifest as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        let fields = ManifestFields {
+            format: "actstore".to_owned(),
+            version: FORMAT_VERSION,
+            store_id: hex(&self.store_id),
+            token_convention: TOKEN_CONVENTION.to_owned(),
+            features: Features { required: Vec::new() },
+            settings: self.settings.fields(),
+        };
+        serde_json::to_string(&fields).map_err(|e| malformed(format!("the manifest cannot be written: {e}")))
+    }
+
+    /// Settings, identity and conventions in one flat JSON object, for people.
+    pub fn to_public_json(&self) -> Result<String> {
+        let fields = self.settings.fields();
+        let public = serde_json::json!({
+            "codec": fields.codec, "dtype": fields.dtype, "overflow": fields.overflow, "on_conflict": fields.on_conflict,
+            "durability": fields.durability, "store_id": hex(&self.store_id), "format_version": FORMAT_VERSION,
+            "token_convention": TOKEN_CONVENTION,
+        });
+        Ok(public.to_string())
+    }
+
+    /// Reads a manifest; refuses later versions and features this build does not know.
+    pub fn parse(json: &str) -> Result<Self> {
+        let fields: ManifestFields =
+            serde_json::from_str(json).map_err(|e| malformed(format!("the manifest cannot be read: {e}")))?;
+        if fields.version > FORMAT_VERSION {
+            return Err(unsupported_version(fields.version));
+        }
+        if let Some(feature) = fields.features.required.first() {
+            let message =
+                format!("the store needs feature `{feature}`, which this build does not know: upgrade actstore");
+            return Err(Error::new(Kind::UnsupportedVersion, message));
+        }
+        if fields.token_convention != TOKEN_CONVENTION {
+            let message = format!("unknown token convention `{}`: upgrade actstore", fields.token_convention);
+            return Err(Error::new(Kind::UnsupportedVersion, message));
+        }
+        let id =
+            u128::from_str_radix(&fields.store_id, 16).map_err(|_| malformed("the store id is not 32 hex digits"))?;
+        Ok(Self { store_id: id.to_be_bytes(), settings: Settings::from_fields(&fields.settings)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: &str =
+        r#"{"codec":"planes","dtype":"float16","overflow":"saturate","on_conflict":"number","durability":"interval"}"#;
+
+    #[test]
+    fn manifests_come_back() {
+        let manifest = Manifest::new(Settings::parse(SETTINGS).unwrap()).unwrap();
+        assert_eq!(Manifest::parse(&manifest.to_json().unwrap()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn what_a_later_build_wrote_is_refused() {
+        let json = Manifest::new(Settings::parse(SETTINGS).unwrap()).unwrap().to_json().unwrap();
+        for (old, new) in [
+            (r#""version":0"#, r#""version":9"#),
+            (r#""required":[]"#, r#""required":["rows-of-gold"]"#),
+            (r#""token_convention":"at""#, r#""token_convention":"predicts""#),
+        ] {
+            let error = Manifest::parse(&json.replace(old, new)).unwrap_err();
+            assert_eq!(error.kind(), Kind::UnsupportedVersion, "{new}");
+            assert!(error.to_string().ends_with("upgrade actstore"));
+        }
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        for (old, new) in
+            [("planes", "gzip"), ("float16", "float32"), ("saturate", "wrap"), ("number", "ask"), ("dtype", "type")]
+        {
+            assert!(Settings::parse(&SETTINGS.replace(old, new)).is_err(), "{new}");
+        }
+    }
+}

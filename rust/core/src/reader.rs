@@ -1,0 +1,213 @@
+//! The way out: projection on hook point and positions, down to the frames that hold them, decoded in parallel into
+//! the caller's buffers.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::codec::{Model, decode};
+use crate::entry::Positions;
+use crate::error::{Error, Kind, Result};
+use crate::format::{Activation, Frame, frame_checksum, malformed, size};
+use crate::store::{Store, Stored};
+
+/// Stored bytes that one read and one task take at a time.
+const TASK_BYTES: usize = 1 << 20;
+/// Work smaller than this is done on the calling thread.
+const PARALLEL_BYTES: usize = 256 << 10;
+
+/// Rows of one activation, and where they go.
+pub struct Request<'a> {
+    /// The entry.
+    pub entry: Arc<dyn Stored>,
+    /// Index of the activation in its header.
+    pub activation: usize,
+    /// Rows in the order wanted; `None` for all.
+    pub rows: Option<Vec<u64>>,
+    /// As many bytes as the rows have.
+    pub out: &'a mut [u8],
+}
+
+/// Which rows of a stored activation a selection names: its index, the rows, and their bytes.
+pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Option<Vec<u64>>, u64)> {
+    let header = entry.header();
+    let index = header.find(point)?;
+    let activation = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+    let rows = header.document.rows(&activation.point, &activation.layout, positions)?;
+    let count = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
+    Ok((index, rows, count * activation.layout.row_bytes()))
+}
+
+/// Fills every request's buffer. On an error some buffers may be filled.
+pub fn read(store: &Store, requests: Vec<Request<'_>>) -> Result<()> {
+    store.reading()?;
+    let total: usize = requests.iter().map(|request| request.out.len()).sum();
+    let tasks = requests.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let tasks = tasks.into_iter().flatten();
+    if total < PARALLEL_BYTES {
+        return tasks.into_iter().try_for_each(run);
+    }
+    let tasks: Vec<_> = tasks.collect();
+    store.pool().install(|| tasks.into_par_iter().try_for_each(run))?
+}
+
+/// Some rows of one frame, and where they go.
+struct Piece<'a> {
+    frame: usize,
+    rows: Vec<Range<u64>>,
+    out: &'a mut [u8],
+}
+
+/// Consecutive frames, read at once.
+struct Task<'a> {
+    entry: Arc<dyn Stored>,
+    activation: usize,
+    model: Option<Arc<Model>>,
+    start: u64,
+    pieces: Vec<Piece<'a>>,
+}
+
+fn plan(request: Request<'_>) -> Result<Vec<Task<'_>>> {
+    let Request { entry, activation: index, rows, out } = request;
+    let activation =
+        entry.header().activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+    let row_bytes = size(activation.layout.row_bytes())?;
+    let wanted = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
+    if wanted * activation.layout.row_bytes() != out.len() as u64 {
+        let message =
+            format!("`{}` rows of `{}` do not fit a buffer of `{}` bytes", wanted, activation.point, out.len());
+        return Err(Error::new(Kind::InvalidTensor, message));
+    }
+    let model = activation.model.map(|id| entry.model(&id)).transpose()?;
+    let pieces = match rows {
+        None => all_pieces(activation, row_bytes, out)?,
+        Some(rows) => some_pieces(activation, row_bytes, &rows, out)?,
+    };
+    let starts = frame_starts(activation);
+    let mut tasks: Vec<Task<'_>> = Vec::new();
+    let mut bytes = 0;
+    for piece in pieces {
+        let frame = frame_of(activation, piece.frame)?;
+        let start = starts.get(piece.frame).copied().unwrap_or_default();
+        let follows = |task: &Task<'_>| task.pieces.last().is_some_and(|last| last.frame + 1 == piece.frame);
+        match tasks.last_mut().filter(|task| bytes < TASK_BYTES && follows(task)) {
+            Some(task) => task.pieces.push(piece),
+            None => {
+                bytes = 0;
+                let (entry, model) = (entry.clone(), model.clone());
+                tasks.push(Task { entry, activation: index, model, start, pieces: vec![piece] });
+            }
+        }
+        bytes += frame.length as usize;
+    }
+    Ok(tasks)
+}
+
+fn frame_of(activation: &Activation, frame: usize) -> Result<&Frame> {
+    activation.frames.get(frame).ok_or_else(|| malformed(format!("`{}` has no frame `{frame}`", activation.point)))
+}
+
+fn frame_starts(activation: &Activation) -> Vec<u64> {
+    let lengths = activation.frames.iter().map(|frame| u64::from(frame.length));
+    lengths.scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect()
+}
+
+fn all_pieces<'a>(activation: &Activation, row_bytes: usize, mut out: &'a mut [u8]) -> Result<Vec<Piece<'a>>> {
+    let mut pieces = Vec::with_capacity(activation.frames.len());
+    let rows = activation.layout.rows();
+    for frame in 0..activation.frames.len() {
+        let first = frame as u64 * activation.frame_rows;
+        let count = activation.frame_rows.min(rows - first);
+        let (mine, rest) = out.split_at_mut(size(count)? * row_bytes);
+        out = rest;
+        pieces.push(Piece { frame, rows: std::iter::once(0..count).collect(), out: mine });
+    }
+    Ok(pieces)
+}
+
+fn some_pieces<'a>(
+    activation: &Activation,
+    row_bytes: usize,
+    rows: &[u64],
+    mut out: &'a mut [u8],
+) -> Result<Vec<Piece<'a>>> {
+    let mut pieces: Vec<Piece<'a>> = Vec::new();
+    for rows in rows.chunk_by(|left, right| left / activation.frame_rows == right / activation.frame_rows) {
+        let (mine, rest) = out.split_at_mut(rows.len() * row_bytes);
+        out = rest;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for row in rows.iter().map(|row| row % activation.frame_rows) {
+            match ranges.last_mut().filter(|range| range.end == row) {
+                Some(range) => range.end += 1,
+                None => ranges.push(row..row + 1),
+            }
+        }
+        let frame = rows.first().map_or(0, |row| row / activation.frame_rows);
+        pieces.push(Piece { frame: size(frame)?, rows: ranges, out: mine });
+    }
+    Ok(pieces)
+}
+
+fn run(task: Task<'_>) -> Result<()> {
+    let Task { entry, activation: index, model, start, pieces } = task;
+    let header = entry.header();
+    let activation = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+    let named = |e: Error| e.within(format!("`{}` of entry `{}`", activation.point, header.document.key()));
+    let lengths = pieces.iter().map(|piece| frame_of(activation, piece.frame).map(|frame| frame.length as usize));
+    let length = lengths.sum::<Result<usize>>()?;
+    let mut pieces = Some(pieces);
+    let result = entry.with_bytes(index, start, length, &mut |mut stored| {
+        for piece in pieces.take().into_iter().flatten() {
+            let frame = frame_of(activation, piece.frame)?;
+            let (mine, rest) = stored
+                .split_at_checked(frame.length as usize)
+                .ok_or_else(|| malformed("frames reach beyond their chunk"))?;
+            stored = rest;
+            read_frame(activation, frame, mine, model.as_deref(), piece)?;
+        }
+        Ok(())
+    });
+    result.map_err(named)
+}
+
+thread_local! {
+    static DECODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn read_frame(
+    activation: &Activation,
+    frame: &Frame,
+    stored: &[u8],
+    model: Option<&Model>,
+    piece: Piece<'_>,
+) -> Result<()> {
+    if frame_checksum(stored) != frame.checksum {
+        return Err(Error::new(Kind::Checksum, format!("frame `{}` does not match its checksum", piece.frame)));
+    }
+    let layout = &activation.layout;
+    let decode = |out: &mut [u8]| decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model, out);
+    let first = piece.frame as u64 * activation.frame_rows;
+    let count = activation.frame_rows.min(layout.rows().saturating_sub(first));
+    if let [range] = piece.rows.as_slice() {
+        if *range == (0..count) {
+            return decode(piece.out);
+        }
+    }
+    let row_bytes = size(layout.row_bytes())?;
+    DECODED.with_borrow_mut(|decoded| {
+        decoded.resize(size(count)? * row_bytes, 0);
+        decode(decoded)?;
+        let mut out = piece.out;
+        for range in piece.rows {
+            let rows = decoded.get(size(range.start)? * row_bytes..size(range.end)? * row_bytes);
+            let rows =
+                rows.ok_or_else(|| malformed(format!("`{}` has no row `{}`", activation.point, range.end - 1)))?;
+            let (mine, rest) = out.split_at_mut(rows.len());
+            mine.copy_from_slice(rows);
+            out = rest;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,113 @@
+//! A store that lives as long as its handle: the backend that the others are compared with.
+
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+
+use super::index::Index;
+use super::{Backend, BackendSpec, Committed, EncodedEntry, Operation, Stored};
+use crate::codec::{Model, ModelId};
+use crate::entry::ContentId;
+use crate::error::{Error, Kind, Result};
+use crate::files::Disk;
+use crate::format::{EntryHeader, malformed, size};
+use crate::manifest::Manifest;
+
+/// The line of the table.
+pub const SPEC: BackendSpec = BackendSpec {
+    name: "memory",
+    on_disk: false,
+    recognises: |_| false,
+    create: |_, _, _| Ok(Box::<Memory>::default()),
+    open,
+};
+
+fn open(path: &Path, _writable: bool, _disk: Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)> {
+    Err(Error::new(Kind::NotAStore, format!("`{}` cannot be a store in memory", path.display())))
+}
+
+#[derive(Default)]
+struct Memory {
+    index: RwLock<Index<Arc<EncodedEntry>>>,
+}
+
+impl Memory {
+    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index<Arc<EncodedEntry>>> {
+        self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Stored for EncodedEntry {
+    fn header(&self) -> &EntryHeader {
+        &self.header
+    }
+
+    fn content_id(&self) -> ContentId {
+        self.content_id
+    }
+
+    fn with_bytes(
+        &self,
+        index: usize,
+        start: u64,
+        length: usize,
+        f: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let start = size(start)?;
+        let bytes = self.chunks.get(index).and_then(|chunk| chunk.get(start..start.checked_add(length)?));
+        f(bytes.ok_or_else(|| malformed("frames reach beyond their chunk"))?)
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        let model = self.models.iter().find(|model| model.id() == *id);
+        model.cloned().ok_or_else(|| malformed("an entry names a model it does not have"))
+    }
+}
+
+impl Backend for Memory {
+    fn commit(&self, operations: Vec<Operation>) -> Result<Committed> {
+        let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for operation in operations {
+            match operation {
+                Operation::Put(entry) => index.put(&entry.header.document.key().to_owned(), Arc::from(entry)),
+                Operation::Delete(key) => index.delete(&key),
+            }
+        }
+        Ok(Committed::default())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn keys(&self) -> Vec<Arc<str>> {
+        self.index().keys()
+    }
+
+    fn len(&self) -> usize {
+        self.index().len()
+    }
+
+    fn content_id(&self, key: &str) -> Option<ContentId> {
+        self.index().get(key).map(|entry| entry.content_id)
+    }
+
+    fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>> {
+        Ok(self.index().get(key).cloned().map(|entry| entry as Arc<dyn Stored>))
+    }
+
+    fn file_bytes(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn verify(&self) -> Vec<Error> {
+        Vec::new()
+    }
+
+    fn damage(&self) -> Vec<Error> {
+        Vec::new()
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}

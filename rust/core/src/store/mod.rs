@@ -1,0 +1,346 @@
+//! What a backend must do, the one table of backends, and the store that users open.
+
+mod index;
+pub mod memory;
+pub mod shards;
+
+#[cfg(test)]
+mod contract;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::codec::{Model, ModelId};
+use crate::entry::ContentId;
+use crate::error::{Error, Kind, Result};
+use crate::files::{Disk, OsDisk};
+use crate::format::EntryHeader;
+use crate::hook_point::HookPoint;
+use crate::manifest::{Manifest, Settings};
+use crate::pool::Pool;
+use crate::tensor::Dtype;
+
+/// What a model is fitted for: one hook point, as packed, with so many values a row.
+pub type ModelKey = (HookPoint, Dtype, u64);
+
+/// An entry on its way into a backend: everything encoded and checksummed.
+#[derive(Clone, Debug)]
+pub struct EncodedEntry {
+    /// Document, token ids, and the table of frames.
+    pub header: EntryHeader,
+    /// Its content id.
+    pub content_id: ContentId,
+    /// Stored bytes of each activation, frame after frame, in the header's order.
+    pub chunks: Vec<Vec<u8>>,
+    /// The models its frames use.
+    pub models: Vec<Arc<Model>>,
+}
+
+impl EncodedEntry {
+    /// Bytes of all frames.
+    pub fn stored_bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.len() as u64).sum()
+    }
+}
+
+/// One change of a commit.
+#[derive(Debug)]
+pub enum Operation {
+    /// Adds an entry, or replaces the one of the same key.
+    Put(Box<EncodedEntry>),
+    /// Removes an entry; a missing one is fine.
+    Delete(String),
+}
+
+/// What a commit cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Syncs of file content.
+    pub syncs: u64,
+}
+
+/// A stored entry, as its backend lends it. Stays readable after the entry is replaced or deleted.
+pub trait Stored: Send + Sync {
+    /// All but the bytes of its activations.
+    fn header(&self) -> &EntryHeader;
+    /// Its content id.
+    fn content_id(&self) -> ContentId;
+    /// Lends `length` stored bytes of activation `index` of the header, from `start` of its chunk on.
+    fn with_bytes(&self, index: usize, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>)
+    -> Result<()>;
+    /// A model that its frames name.
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>>;
+}
+
+/// A place that holds encoded entries: atomic commits, look-up by key, concurrent readers. It never looks inside a chunk.
+pub trait Backend: Send + Sync {
+    /// Applies all operations, in order: visible together, and durable as `durability` says, or none of them.
+    fn commit(&self, operations: Vec<Operation>) -> Result<Committed>;
+    /// Makes every earlier commit durable, whatever the level of durability.
+    fn sync(&self) -> Result<()>;
+    /// Keys in the order of writing.
+    fn keys(&self) -> Vec<Arc<str>>;
+    /// Number of entries.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Content id of a key, without reading the entry.
+    fn content_id(&self, key: &str) -> Option<ContentId>;
+    /// The entry of a key; checks its header.
+    fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>>;
+    /// Bytes of all files.
+    fn file_bytes(&self) -> Result<u64>;
+    /// Checks everything that no entry's frames cover, and says what is damaged.
+    fn verify(&self) -> Vec<Error>;
+    /// Damage met when opening: entries may be missing because of it.
+    fn damage(&self) -> Vec<Error>;
+    /// Ends writing. Called once.
+    fn close(&self) -> Result<()>;
+}
+
+/// How a backend is made.
+pub struct BackendSpec {
+    /// What users call it.
+    pub name: &'static str,
+    /// Whether it lives at a path.
+    pub on_disk: bool,
+    recognises: fn(&Path) -> bool,
+    create: fn(&Path, &Manifest, Arc<dyn Disk>) -> Result<Box<dyn Backend>>,
+    open: fn(&Path, bool, Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)>,
+}
+
+/// Every backend. A new one is a file and a line here.
+pub const BACKENDS: &[BackendSpec] = &[shards::SPEC, memory::SPEC];
+
+/// An open store of any backend.
+pub struct Store {
+    backend: Box<dyn Backend>,
+    spec: &'static BackendSpec,
+    manifest: Manifest,
+    path: Option<PathBuf>,
+    writable: bool,
+    memory: u64,
+    closed: AtomicBool,
+    opened_by: u32,
+    /// Held from looking for conflicts to the end of the commit, so that two writers cannot both find a key free.
+    commit_lock: Mutex<()>,
+    models: Mutex<HashMap<ModelKey, Arc<Model>>>,
+    pool: Pool,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("backend", &self.spec.name).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Locks a mutex whose data is valid at every point where a thread could have panicked.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Makes a new, empty store. `path` is `None` for backends that live in memory; else nothing, or an empty directory,
+    /// may be there.
+    pub fn create(path: Option<&Path>, backend: &str, settings: Settings, memory: u64) -> Result<Self> {
+        Self::create_on(path, backend, settings, memory, Arc::new(OsDisk))
+    }
+
+    /// [`Store::create`] on another disk.
+    pub fn create_on(
+        path: Option<&Path>,
+        backend: &str,
+        settings: Settings,
+        memory: u64,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self> {
+        let spec = BACKENDS.iter().find(|spec| spec.name == backend).ok_or_else(|| {
+            let names: Vec<_> = BACKENDS.iter().map(|spec| format!("`{}`", spec.name)).collect();
+            Error::new(Kind::InvalidOption, format!("unknown backend `{backend}`: one of {}", names.join(", ")))
+        })?;
+        if spec.on_disk != path.is_some() {
+            let rule = if spec.on_disk { "needs a path" } else { "takes no path" };
+            return Err(Error::new(Kind::InvalidOption, format!("backend `{backend}` {rule}")));
+        }
+        let manifest = Manifest::new(settings)?;
+        let path = path
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|e| Error::io("find", path.unwrap_or(Path::new("")), e))?;
+        let backend = (spec.create)(path.as_deref().unwrap_or(Path::new("")), &manifest, disk)?;
+        Ok(Self::new(backend, spec, manifest, path, true, memory))
+    }
+
+    /// Opens the store at `path`, whatever its backend; reading takes no lock.
+    pub fn open(path: &Path, writable: bool, memory: u64) -> Result<Self> {
+        Self::open_on(path, writable, memory, Arc::new(OsDisk))
+    }
+
+    /// [`Store::open`] on another disk.
+    pub fn open_on(path: &Path, writable: bool, memory: u64, disk: Arc<dyn Disk>) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+        let spec = BACKENDS.iter().find(|spec| (spec.recognises)(&path)).ok_or_else(|| {
+            let found = if path.exists() { "holds no actstore store" } else { "does not exist" };
+            Error::new(Kind::NotAStore, format!("`{}` {found}; create one with `actstore.create`", path.display()))
+        })?;
+        let (manifest, backend) = (spec.open)(&path, writable, disk)?;
+        Ok(Self::new(backend, spec, manifest, Some(path), writable, memory))
+    }
+
+    fn new(
+        backend: Box<dyn Backend>,
+        spec: &'static BackendSpec,
+        manifest: Manifest,
+        path: Option<PathBuf>,
+        writable: bool,
+        memory: u64,
+    ) -> Self {
+        Self {
+            backend,
+            spec,
+            manifest,
+            path,
+            writable,
+            memory,
+            closed: AtomicBool::new(false),
+            opened_by: std::process::id(),
+            commit_lock: Mutex::new(()),
+            models: Mutex::default(),
+            pool: Pool::default(),
+        }
+    }
+
+    /// Name of the backend.
+    pub fn backend_name(&self) -> &'static str {
+        self.spec.name
+    }
+
+    /// Where it is, if on disk.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Identity, conventions and settings.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Bytes that writing and reading may hold.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Threads for encoding and decoding.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn models(&self) -> &Mutex<HashMap<ModelKey, Arc<Model>>> {
+        &self.models
+    }
+
+    fn shown(&self) -> String {
+        self.path.as_ref().map_or_else(|| "memory".to_owned(), |path| path.display().to_string())
+    }
+
+    /// The backend, if the handle may still read.
+    pub fn reading(&self) -> Result<&dyn Backend> {
+        if self.is_closed() {
+            return Err(Error::new(Kind::Closed, format!("the store `{}` is closed; open it again", self.shown())));
+        }
+        if self.writable && self.spec.on_disk && self.opened_by != std::process::id() {
+            let message = format!(
+                "the store `{}` was opened for writing before this process was forked; open it again here",
+                self.shown()
+            );
+            return Err(Error::new(Kind::ForkedHandle, message));
+        }
+        Ok(self.backend.as_ref())
+    }
+
+    /// The backend, if the handle may still write.
+    pub fn writing(&self) -> Result<&dyn Backend> {
+        let backend = self.reading()?;
+        if self.writable {
+            return Ok(backend);
+        }
+        Err(Error::new(
+            Kind::ReadOnly,
+            format!("the store `{}` is open for reading; open it with mode `a` to write", self.shown()),
+        ))
+    }
+
+    /// Applies operations as one commit, after `resolve` has looked at what is stored.
+    pub(crate) fn commit_resolved(&self, resolve: impl FnOnce(&dyn Backend) -> Vec<Operation>) -> Result<Committed> {
+        let _held = lock(&self.commit_lock);
+        let backend = self.writing()?;
+        let operations = resolve(backend);
+        if operations.is_empty() { Ok(Committed::default()) } else { backend.commit(operations) }
+    }
+
+    /// The entry of a key.
+    pub fn entry(&self, key: &str) -> Result<Arc<dyn Stored>> {
+        let backend = self.reading()?;
+        backend.entry(key)?.ok_or_else(|| self.missing(backend, key))
+    }
+
+    /// A damaged store must not claim that an entry never was.
+    fn missing(&self, backend: &dyn Backend, key: &str) -> Error {
+        match backend.damage().into_iter().next() {
+            Some(damage) => Error::new(
+                damage.kind(),
+                format!("`{key}` is not among the entries that the damaged store can read: {damage}"),
+            ),
+            None => Error::new(
+                Kind::NoSuchKey,
+                format!("no entry `{key}` in the store `{}` of {} entries", self.shown(), backend.len()),
+            ),
+        }
+    }
+
+    /// Removes entries, durably; says how many there were.
+    pub fn delete(&self, keys: &[String]) -> Result<u64> {
+        let mut deleted = 0;
+        self.commit_resolved(|backend| {
+            let mut found: Vec<_> = keys.iter().filter(|key| backend.content_id(key).is_some()).collect();
+            found.sort_unstable();
+            found.dedup();
+            deleted = found.len() as u64;
+            found.into_iter().map(|key| Operation::Delete(key.clone())).collect()
+        })?;
+        self.writing()?.sync()?;
+        Ok(deleted)
+    }
+
+    /// Ends the use of the store; later calls fail. Closing twice is fine, and in a forked child does nothing.
+    pub fn close(&self) -> Result<()> {
+        let forked = self.writable && self.opened_by != std::process::id();
+        if self.closed.swap(true, Ordering::AcqRel) || forked {
+            return Ok(());
+        }
+        let _held = lock(&self.commit_lock);
+        self.backend.close()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Whoever needs to know whether closing went well calls `close`; what was committed is durable either way.
+        let _what_close_would_have_said = self.close();
+    }
+}

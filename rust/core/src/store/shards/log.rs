@@ -1,0 +1,61 @@
+//! The log of a writer: which of its shards are sealed.
+
+use std::path::Path;
+
+use super::append::RecordFile;
+use super::log_path;
+use super::scan::{header_at, named, next_record, payload_of};
+use crate::error::{Error, Kind, Result};
+use crate::files::{Disk, ReadFile};
+use crate::format::{Place, RecordType, SealedShard};
+use crate::manifest::Manifest;
+
+/// What a log says.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) sealed: Vec<SealedShard>,
+    pub(super) damage: Vec<Error>,
+    end: u64,
+    records: u64,
+}
+
+/// Reads the log. A missing or damaged one is no loss of entries: the shards say the same, only less quickly.
+pub(super) fn read(root: &Path, place: Place) -> Result<Log> {
+    let path = log_path(root, place.writer);
+    let file = match ReadFile::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == Kind::MissingFile => return Ok(Log { damage: vec![error], ..Log::default() }),
+        Err(error) => return Err(error),
+    };
+    let (mut log, mut at) = (Log::default(), 0);
+    while let Some(found) = header_at(&file, at, place)?.filter(|found| found.header.sequence == log.records) {
+        let Ok(payload) = payload_of(&file, &found) else { break };
+        if found.header.record_type == RecordType::Sealed {
+            log.sealed.push(SealedShard::decode(&payload)?);
+        }
+        at = found.end();
+        log.records += 1;
+    }
+    log.end = at;
+    if next_record(&file, at, place)?.is_some() {
+        let message = format!("{}: a record of the log is damaged", named(&file, at));
+        log.damage.push(Error::new(Kind::Checksum, message));
+    }
+    Ok(log)
+}
+
+/// Starts the log of a new store.
+pub(super) fn create(disk: &dyn Disk, root: &Path, place: Place, manifest: &Manifest) -> Result<()> {
+    RecordFile::create(disk, &log_path(root, place.writer), place, manifest).map(drop)
+}
+
+/// Appends that shards were sealed; durable on return.
+pub(super) fn append(disk: &dyn Disk, root: &Path, place: Place, log: &mut Log, sealed: SealedShard) -> Result<()> {
+    let mut file = RecordFile::resume(disk, &log_path(root, place.writer), place, log.end, log.records)?;
+    file.append(RecordType::Sealed, &[&sealed.encode()])?;
+    file.sync()?;
+    log.end = file.length();
+    log.records += 1;
+    log.sealed.push(sealed);
+    Ok(())
+}

@@ -1,0 +1,487 @@
+//! The native store: append-only shards, one log a writer, a manifest. FORMAT.md has the layout of the files.
+
+mod append;
+mod log;
+mod scan;
+mod shard;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use self::append::{ShardWriter, hash_file};
+use self::log::Log;
+use self::scan::{Scan, check_payload, header_at, named};
+use self::shard::{Located, Shard};
+use super::index::Index;
+use super::{Backend, BackendSpec, Committed, Operation, Stored, lock};
+use crate::entry::{ContentId, hex};
+use crate::error::{Error, Kind, Result};
+use crate::files::{Disk, Lock, ReadFile, replace};
+use crate::format::{
+    CommitRecord, FORMAT_VERSION, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType, SealedShard, malformed,
+    payload_checksum, sniff, unsupported_version,
+};
+use crate::manifest::{Durability, Manifest};
+
+/// The line of the table.
+pub const SPEC: BackendSpec = BackendSpec { name: "shards", on_disk: true, recognises, create, open };
+
+/// A shard of this size is sealed and the next one begun.
+const SHARD_BYTES: u64 = 512 << 20;
+/// A shard with fewer bytes and fewer changes is left open at closing, to be continued: many small sessions do not
+/// make many small files, and scanning it stays quick.
+const SEAL_AT_CLOSE_BYTES: u64 = 64 << 20;
+const SEAL_AT_CLOSE_CHANGES: usize = 4096;
+/// With durability `interval`, the longest time between syncs.
+const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+/// Until many writers share a store, there is this one.
+const WRITER: u32 = 0;
+
+const MANIFEST: &str = "actstore.manifest";
+const SHARDS: &str = "shards";
+const LOGS: &str = "logs";
+
+fn shard_path(root: &Path, place: Place) -> PathBuf {
+    root.join(SHARDS).join(format!("{}-{:06}.shard", place.writer, place.shard))
+}
+
+fn log_path(root: &Path, writer: u32) -> PathBuf {
+    root.join(LOGS).join(format!("{writer}.log"))
+}
+
+/// First payload of every shard and log.
+fn head_payload(manifest: &Manifest, place: Place) -> String {
+    let (writer, shard) = (place.writer, place.shard);
+    format!(
+        r#"{{"format":"actstore","version":{FORMAT_VERSION},"store_id":"{}","writer":{writer},"shard":{shard}}}"#,
+        hex(&manifest.store_id)
+    )
+}
+
+fn recognises(path: &Path) -> bool {
+    path.join(MANIFEST).symlink_metadata().is_ok()
+}
+
+fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> Result<Box<dyn Backend>> {
+    make_root(root, disk.as_ref())?;
+    for directory in [SHARDS, LOGS] {
+        disk.create_dir(&root.join(directory))?;
+    }
+    let lock = Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))?;
+    log::create(disk.as_ref(), root, place_of(manifest, 0), manifest)?;
+    for directory in [&root.join(SHARDS), root, root.parent().unwrap_or(root)] {
+        disk.sync_dir(directory)?;
+    }
+    // Last, because it is what makes the directory a store.
+    let json = manifest.to_json()?;
+    let header = RecordHeader {
+        record_type: RecordType::Manifest,
+        length: json.len() as u64,
+        sequence: 0,
+        checksum: payload_checksum(&[json.as_bytes()]),
+        place: place_of(manifest, 0),
+    };
+    replace(disk.as_ref(), &root.join(MANIFEST), &[header.encode().as_slice(), json.as_bytes()].concat())?;
+    let log = log::read(root, place_of(manifest, 0))?;
+    Ok(Box::new(Shards::new(root, manifest, disk, Some(lock), Contents { log, ..Contents::default() })))
+}
+
+fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
+    let Ok(mut existing) = std::fs::read_dir(root) else {
+        return match root.symlink_metadata() {
+            Ok(_) => Err(exists(root, "something")),
+            Err(_) => disk.create_dir(root),
+        };
+    };
+    match existing.next() {
+        None => Ok(()),
+        Some(_) if recognises(root) => Err(exists(root, "a store")),
+        Some(_) => Err(exists(root, "a directory with files")),
+    }
+}
+
+fn exists(root: &Path, what: &str) -> Error {
+    let message =
+        format!("`{}` is already {what}; open it with `actstore.open`, or choose another path", root.display());
+    Error::new(Kind::StoreExists, message)
+}
+
+fn place_of(manifest: &Manifest, shard: u32) -> Place {
+    Place { store: manifest.store_tag(), writer: WRITER, shard }
+}
+
+fn open(root: &Path, writable: bool, disk: Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)> {
+    let manifest = read_manifest(&root.join(MANIFEST))?;
+    let lock = writable.then(|| Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))).transpose()?;
+    let contents = Contents::read(root, &manifest, writable)?;
+    if let (true, Some(damage)) = (writable, contents.damage().next()) {
+        let message = format!(
+            "nothing can be appended to the damaged store `{}`: {damage}; open it with mode `r` to read the rest",
+            root.display()
+        );
+        return Err(Error::new(damage.kind(), message));
+    }
+    let shards = Shards::new(root, &manifest, disk, lock, contents);
+    if writable {
+        shards.recover()?;
+    }
+    Ok((manifest, Box::new(shards)))
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let file = ReadFile::open(path)?;
+    let mut header = [0; RECORD_HEADER_BYTES];
+    let length = file.length()?;
+    if length < header.len() as u64 {
+        return Err(Error::new(
+            Kind::Truncated,
+            format!("the manifest `{}` has only `{length}` bytes", path.display()),
+        ));
+    }
+    file.read_at(0, &mut header)?;
+    match sniff(&header) {
+        None => {
+            return Err(Error::new(Kind::NotAStore, format!("`{}` does not begin as a manifest does", path.display())));
+        }
+        Some(version) if version > FORMAT_VERSION => return Err(unsupported_version(version).within(path.display())),
+        Some(_) => {}
+    }
+    let read = || -> Result<Manifest> {
+        let header = RecordHeader::decode(&header)?;
+        let mut payload = vec![0; crate::format::size(header.length.min(length))?];
+        file.read_at(RECORD_HEADER_BYTES as u64, &mut payload)?;
+        header.check(&payload)?;
+        Manifest::parse(std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?)
+    };
+    read().map_err(|e| e.within(format!("the manifest `{}`", path.display())))
+}
+
+/// What was found when opening.
+#[derive(Default)]
+struct Contents {
+    log: Log,
+    shards: BTreeMap<u32, (Arc<Shard>, Scan)>,
+    missing: Vec<Error>,
+}
+
+impl Contents {
+    fn read(root: &Path, manifest: &Manifest, writable: bool) -> Result<Self> {
+        let mut contents = Self { log: log::read(root, place_of(manifest, 0))?, ..Self::default() };
+        let sealed: BTreeMap<u32, SealedShard> = contents.log.sealed.iter().map(|s| (s.shard, *s)).collect();
+        let mut numbers = shard_numbers(root)?;
+        for &number in sealed.keys().filter(|number| !numbers.contains(number)) {
+            let message = format!("`{}` is missing", shard_path(root, place_of(manifest, number)).display());
+            contents.missing.push(Error::new(Kind::MissingFile, message));
+        }
+        numbers.sort_unstable();
+        for number in numbers {
+            let shard = Arc::new(Shard::open(root, place_of(manifest, number))?);
+            let scan = match sealed.get(&number) {
+                Some(sealed) => shard.read_sealed(sealed)?,
+                None => {
+                    if writable {
+                        shard.file.drop_cached();
+                    }
+                    scan::scan(&shard.file, shard.place)?
+                }
+            };
+            contents.shards.insert(number, (shard, scan));
+        }
+        Ok(contents)
+    }
+
+    fn damage(&self) -> impl Iterator<Item = &Error> {
+        let scans = self.shards.values().flat_map(|(_, scan)| &scan.damage);
+        self.log.damage.iter().chain(&self.missing).chain(scans)
+    }
+}
+
+fn shard_numbers(root: &Path) -> Result<Vec<u32>> {
+    let directory = root.join(SHARDS);
+    let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io("list", &directory, e))?.file_name();
+        let number: Option<u32> =
+            name.to_str().and_then(|name| name.strip_prefix("0-")?.strip_suffix(".shard")?.parse().ok());
+        numbers.extend(number);
+    }
+    Ok(numbers)
+}
+
+/// The backend.
+struct Shards {
+    root: PathBuf,
+    manifest: Manifest,
+    disk: Arc<dyn Disk>,
+    index: RwLock<Index<Located>>,
+    /// Every shard with the changes, in order, of those that were there when opening.
+    shards: RwLock<BTreeMap<u32, Arc<Shard>>>,
+    damage: Vec<Error>,
+    writer: Mutex<WriterState>,
+    lock: Mutex<Option<Lock>>,
+}
+
+struct WriterState {
+    current: Option<ShardWriter>,
+    next: u32,
+    log: Log,
+    /// Shards to look at before the first commit: what is left of earlier writers.
+    unsealed: Vec<(Arc<Shard>, Scan)>,
+    poison: Option<Error>,
+    synced_at: Instant,
+    unsynced: bool,
+}
+
+impl Shards {
+    fn new(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>, lock: Option<Lock>, contents: Contents) -> Self {
+        let damage = contents.damage().cloned().collect();
+        let next = contents.shards.keys().next_back().map_or(1, |last| last + 1);
+        let (mut index, mut shards, mut unsealed) = (Index::default(), BTreeMap::new(), Vec::new());
+        for (number, (shard, scan)) in contents.shards {
+            for group in &scan.groups {
+                apply(&mut index, &shard, &group.commit);
+            }
+            shards.insert(number, shard.clone());
+            if !contents.log.sealed.iter().any(|sealed| sealed.shard == number) {
+                unsealed.push((shard, scan));
+            }
+        }
+        let log = contents.log;
+        let writer = WriterState {
+            current: None,
+            next,
+            log,
+            unsealed,
+            poison: None,
+            synced_at: Instant::now(),
+            unsynced: false,
+        };
+        Self {
+            root: root.to_owned(),
+            manifest: manifest.clone(),
+            disk,
+            index: RwLock::new(index),
+            shards: RwLock::new(shards),
+            damage,
+            writer: Mutex::new(writer),
+            lock: Mutex::new(lock),
+        }
+    }
+
+    /// Brings what earlier writers left into order: finished shards enter the log, the last one is continued.
+    fn recover(&self) -> Result<()> {
+        let mut state = lock(&self.writer);
+        let unsealed = std::mem::take(&mut state.unsealed);
+        let count = unsealed.len();
+        for (n, (shard, scan)) in unsealed.into_iter().enumerate() {
+            let sealed = match scan.seal {
+                Some(seal) => {
+                    let mut hasher = blake3::Hasher::new();
+                    hash_file(&shard, seal.end(), &mut hasher)?;
+                    let blake3 = *hasher.finalize().as_bytes();
+                    SealedShard { shard: shard.place.shard, length: seal.end(), seal: seal.offset, blake3 }
+                }
+                None if scan.groups.is_empty() => continue,
+                None => {
+                    let writer = ShardWriter::resume(self.disk.as_ref(), &self.root, shard, &scan)?;
+                    if n + 1 == count {
+                        state.current = Some(writer);
+                        continue;
+                    }
+                    writer.seal()?
+                }
+            };
+            log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, sealed)?;
+        }
+        Ok(())
+    }
+
+    fn poisoned(&self, state: &WriterState) -> Result<()> {
+        match &state.poison {
+            None => Ok(()),
+            Some(first) => Err(Error::new(
+                Kind::WriterFailed,
+                format!(
+                    "an earlier failure ended writing to `{}`; close the store and open it again: {first}",
+                    self.root.display()
+                ),
+            )
+            .because(first.clone())),
+        }
+    }
+
+    fn writer<'a>(&self, state: &'a mut WriterState) -> Result<&'a mut ShardWriter> {
+        if state.current.is_none() {
+            let place = place_of(&self.manifest, state.next);
+            state.next += 1;
+            let writer = ShardWriter::create(self.disk.as_ref(), &self.root, place, &self.manifest)?;
+            self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(place.shard, writer.shard.clone());
+            state.current = Some(writer);
+        }
+        state.current.as_mut().ok_or_else(|| malformed("no shard to write to"))
+    }
+
+    fn sync_current(&self, state: &mut WriterState) -> Result<u64> {
+        let Some(writer) = state.current.as_mut().filter(|_| state.unsynced) else { return Ok(0) };
+        if let Err(error) = writer.sync() {
+            state.poison = Some(error.clone());
+            return Err(error);
+        }
+        (state.synced_at, state.unsynced) = (Instant::now(), false);
+        Ok(1)
+    }
+
+    fn seal_current(&self, state: &mut WriterState) -> Result<()> {
+        let Some(writer) = state.current.take() else { return Ok(()) };
+        let sealed = writer.seal();
+        let logged = sealed.and_then(|sealed| {
+            log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, sealed)
+        });
+        logged.inspect_err(|error| state.poison = Some(error.clone()))
+    }
+
+    fn must_sync(&self, state: &WriterState) -> bool {
+        self.manifest.settings.durability == Durability::Commit || state.synced_at.elapsed() >= SYNC_INTERVAL
+    }
+}
+
+fn apply(index: &mut Index<Located>, shard: &Arc<Shard>, commit: &CommitRecord) {
+    shard.add_models(&commit.models);
+    for change in &commit.changes {
+        match (change, Located::of(change, shard)) {
+            (crate::format::Change::Put { key, .. }, Some(located)) => index.put(key, located),
+            (crate::format::Change::Put { key, .. } | crate::format::Change::Delete { key }, _) => index.delete(key),
+        }
+    }
+}
+
+impl Backend for Shards {
+    fn commit(&self, operations: Vec<Operation>) -> Result<Committed> {
+        let mut state = lock(&self.writer);
+        self.poisoned(&state)?;
+        let writer = self.writer(&mut state)?;
+        let commit = match writer.commit(&operations) {
+            Ok(commit) => commit,
+            Err(failed) => {
+                if failed.fatal {
+                    state.poison = Some(failed.error.clone());
+                }
+                return Err(failed.error);
+            }
+        };
+        let (shard, full) = (writer.shard.clone(), writer.length() >= SHARD_BYTES);
+        state.unsynced = true;
+        let syncs = if self.must_sync(&state) { self.sync_current(&mut state)? } else { 0 };
+        apply(&mut self.index.write().unwrap_or_else(PoisonError::into_inner), &shard, &commit);
+        if full {
+            self.seal_current(&mut state)?;
+        }
+        Ok(Committed { syncs })
+    }
+
+    fn sync(&self) -> Result<()> {
+        let mut state = lock(&self.writer);
+        self.poisoned(&state)?;
+        self.sync_current(&mut state).map(drop)
+    }
+
+    fn keys(&self) -> Vec<Arc<str>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).keys()
+    }
+
+    fn len(&self) -> usize {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn content_id(&self, key: &str) -> Option<ContentId> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|located| located.content_id)
+    }
+
+    fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>> {
+        let located = self.index.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        located.map(|located| located.read(key).map(|entry| Arc::new(entry) as Arc<dyn Stored>)).transpose()
+    }
+
+    fn file_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for directory in [self.root.clone(), self.root.join(SHARDS), self.root.join(LOGS)] {
+            let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
+            for entry in entries {
+                let metadata =
+                    entry.and_then(|entry| entry.metadata()).map_err(|e| Error::io("list", &directory, e))?;
+                bytes += if metadata.is_file() { metadata.len() } else { 0 };
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn verify(&self) -> Vec<Error> {
+        let mut damage = self.damage.clone();
+        let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let sealed = lock(&self.writer).log.sealed.clone();
+        for shard in shards {
+            let found = verify_shard(&shard, sealed.iter().find(|sealed| sealed.shard == shard.place.shard));
+            damage.extend(found.unwrap_or_else(|error| vec![error]));
+        }
+        damage
+    }
+
+    fn damage(&self) -> Vec<Error> {
+        self.damage.clone()
+    }
+
+    fn close(&self) -> Result<()> {
+        // Released when this returns, however it does: a closed store must not keep others from writing.
+        let _released = lock(&self.lock).take();
+        let mut state = lock(&self.writer);
+        if state.poison.is_some() {
+            return Ok(());
+        }
+        self.sync_current(&mut state)?;
+        let Some(writer) = state.current.as_mut() else { return Ok(()) };
+        if writer.length() >= SEAL_AT_CLOSE_BYTES || writer.changes() >= SEAL_AT_CLOSE_CHANGES {
+            return self.seal_current(&mut state);
+        }
+        if writer.is_marked_durable() {
+            return Ok(());
+        }
+        // States that all before it is durable, so that later damage there is never taken for a torn tail.
+        writer.commit(&[]).map_err(|failed| failed.error)?;
+        writer.sync()
+    }
+}
+
+/// Every record of a shard: header, payload, place; and the whole file, if it is sealed.
+fn verify_shard(shard: &Shard, sealed: Option<&SealedShard>) -> Result<Vec<Error>> {
+    let mut damage = Vec::new();
+    let end = match sealed {
+        Some(sealed) => sealed.length,
+        None => scan::scan(&shard.file, shard.place)?.end,
+    };
+    let mut at = 0;
+    while at < end {
+        let Some(found) = header_at(&shard.file, at, shard.place)? else {
+            let message = format!("{}: a record header is damaged", named(&shard.file, at));
+            damage.push(Error::new(Kind::Checksum, message));
+            match scan::next_record(&shard.file, at, shard.place)? {
+                Some(next) => at = next.offset,
+                None => break,
+            }
+            continue;
+        };
+        damage.extend(check_payload(&shard.file, &found).err());
+        at = found.end();
+    }
+    if let (Some(sealed), true) = (sealed, damage.is_empty()) {
+        let mut hasher = blake3::Hasher::new();
+        hash_file(shard, sealed.length, &mut hasher)?;
+        if hasher.finalize().as_bytes() != &sealed.blake3 {
+            let message = format!("`{}` is not the file that was sealed", shard.file.path().display());
+            damage.push(Error::new(Kind::Checksum, message));
+        }
+    }
+    Ok(damage)
+}

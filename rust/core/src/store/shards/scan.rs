@@ -1,0 +1,233 @@
+//! Reading a file of records from its beginning, and telling a torn tail from damage.
+//!
+//! A commit states how many bytes of its file were synced before it was written. Whatever fails its checks below the
+//! largest such number was durable once, so it is damage; whatever fails above it was never promised, so it is a tail.
+
+use crate::error::{Error, Kind, Result};
+use crate::files::ReadFile;
+use crate::format::{
+    ALIGNMENT, CommitRecord, MAX_PAYLOAD_BYTES, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType, chain, malformed,
+    size,
+};
+
+const BLOCK_BYTES: u64 = 1 << 20;
+
+/// A record and where it begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) offset: u64,
+    pub(super) header: RecordHeader,
+}
+
+impl Found {
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.header.span()
+    }
+}
+
+/// A commit, the records it made visible before it.
+pub(super) struct Group {
+    pub(super) records: Vec<Found>,
+    pub(super) commit: CommitRecord,
+}
+
+/// What a shard holds, as far as its own records tell.
+#[derive(Default)]
+pub(super) struct Scan {
+    pub(super) groups: Vec<Group>,
+    /// End of the last commit that stands; a writer continues here.
+    pub(super) end: u64,
+    /// Records up to there.
+    pub(super) records: u64,
+    /// The seal, if the shard has one.
+    pub(super) seal: Option<Found>,
+    pub(super) damage: Vec<Error>,
+}
+
+/// Reads and checks a record header and its place; `None` where nothing valid begins.
+pub(super) fn header_at(file: &ReadFile, offset: u64, place: Place) -> Result<Option<Found>> {
+    let length = file.length()?;
+    let mut bytes = [0; RECORD_HEADER_BYTES];
+    if offset + bytes.len() as u64 > length {
+        return Ok(None);
+    }
+    file.read_at(offset, &mut bytes)?;
+    match RecordHeader::decode(&bytes) {
+        Ok(header) => {
+            let found = Found { offset, header };
+            let inside = header.length <= length && found.end() <= length;
+            Ok((header.place == place && inside).then_some(found))
+        }
+        Err(error) if error.kind() == Kind::UnsupportedVersion => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Reads the payload of a record that is small enough to be read whole, and checks it.
+pub(super) fn payload_of(file: &ReadFile, found: &Found) -> Result<Vec<u8>> {
+    if found.header.length > MAX_PAYLOAD_BYTES {
+        return Err(malformed(format!("a record of `{}` bytes is above the limit", found.header.length)));
+    }
+    let mut payload = vec![0; size(found.header.length)?];
+    file.read_at(found.offset + RECORD_HEADER_BYTES as u64, &mut payload)?;
+    found.header.check(&payload).map_err(|e| e.within(named(file, found.offset)))?;
+    Ok(payload)
+}
+
+/// Checks the payload of a record of any size.
+pub(super) fn check_payload(file: &ReadFile, found: &Found) -> Result<()> {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let mut block = vec![0; size(BLOCK_BYTES.min(found.header.length))?];
+    let (mut at, end) =
+        (found.offset + RECORD_HEADER_BYTES as u64, found.offset + RECORD_HEADER_BYTES as u64 + found.header.length);
+    while at < end {
+        block.truncate(size(end - at)?);
+        file.read_at(at, &mut block)?;
+        hasher.update(&block);
+        at += block.len() as u64;
+    }
+    if hasher.digest128() == found.header.checksum {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Checksum, format!("{}: a record does not match its checksum", named(file, found.offset))))
+}
+
+/// How damage in a file is named.
+pub(super) fn named(file: &ReadFile, offset: u64) -> String {
+    format!("`{}` at byte {offset}", file.path().display())
+}
+
+/// The first record that begins after `offset`, at or before which something is wrong.
+pub(super) fn next_record(file: &ReadFile, offset: u64, place: Place) -> Result<Option<Found>> {
+    let length = file.length()?;
+    let mut at = (offset / ALIGNMENT + 1) * ALIGNMENT;
+    let mut block = Vec::new();
+    while at + RECORD_HEADER_BYTES as u64 <= length {
+        block.resize(size(BLOCK_BYTES.min(length - at))?, 0);
+        file.read_at(at, &mut block)?;
+        for (n, candidate) in block.chunks_exact(RECORD_HEADER_BYTES).enumerate() {
+            if candidate.starts_with(&crate::format::MAGIC) {
+                if let Some(found) = header_at(file, at + n as u64 * ALIGNMENT, place)? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        at += BLOCK_BYTES;
+    }
+    Ok(None)
+}
+
+/// Reads a shard that is not known to be sealed.
+pub(super) fn scan(file: &ReadFile, place: Place) -> Result<Scan> {
+    let mut walk = Walk { file, place, at: 0, sequence: 0, chain: Some(0), records: Vec::new(), scan: Scan::default() };
+    while walk.step()? {}
+    let mut scan = walk.scan;
+    drop_torn_commits(file, &mut scan)?;
+    let last = scan.groups.last().and_then(|group| group.records.last());
+    scan.end = last.map_or(0, Found::end);
+    scan.records = last.map_or(0, |found| found.header.sequence + 1);
+    Ok(scan)
+}
+
+struct Walk<'a> {
+    file: &'a ReadFile,
+    place: Place,
+    at: u64,
+    sequence: u64,
+    /// Unknown between damage and the next commit.
+    chain: Option<u128>,
+    records: Vec<Found>,
+    scan: Scan,
+}
+
+impl Walk<'_> {
+    fn step(&mut self) -> Result<bool> {
+        let found = header_at(self.file, self.at, self.place)?.filter(|found| found.header.sequence == self.sequence);
+        match found {
+            Some(found) if self.accept(found)? => {
+                self.at = found.end();
+                self.sequence += 1;
+                Ok(true)
+            }
+            _ => self.skip_damage(),
+        }
+    }
+
+    /// Takes a record in; false if it is a commit that does not stand.
+    fn accept(&mut self, found: Found) -> Result<bool> {
+        if found.header.record_type == RecordType::Seal {
+            self.scan.seal = Some(found);
+        }
+        if found.header.record_type != RecordType::Commit {
+            self.records.push(found);
+            return Ok(true);
+        }
+        let Ok(commit) = payload_of(self.file, &found).and_then(|payload| CommitRecord::decode(&payload)) else {
+            return Ok(false);
+        };
+        let headers: Vec<u8> = self.records.iter().flat_map(|found| found.header.encode()).collect();
+        if self.chain.is_some_and(|previous| chain(previous, &headers) != commit.chain) {
+            return Ok(false);
+        }
+        self.chain = Some(commit.chain);
+        self.records.push(found);
+        self.scan.groups.push(Group { records: std::mem::take(&mut self.records), commit });
+        Ok(true)
+    }
+
+    /// Something is wrong at `at`: goes on behind it if it had been durable, else the shard ends before it.
+    fn skip_damage(&mut self) -> Result<bool> {
+        let Some(next) = next_record(self.file, self.at, self.place)? else { return Ok(false) };
+        if self.durable_behind(next)? <= self.at {
+            return Ok(false);
+        }
+        let message = format!(
+            "{}: a committed record is damaged; `actstore-cli verify` says what is lost",
+            named(self.file, self.at)
+        );
+        self.scan.damage.push(Error::new(Kind::Checksum, message));
+        (self.at, self.sequence, self.chain) = (next.offset, next.header.sequence, None);
+        Ok(true)
+    }
+
+    fn durable_behind(&self, first: Found) -> Result<u64> {
+        let (mut durable, mut next) = (0, Some(first));
+        while let Some(found) = next {
+            if found.header.record_type == RecordType::Seal {
+                return Ok(found.offset);
+            }
+            if found.header.record_type == RecordType::Commit {
+                let commit = payload_of(self.file, &found).and_then(|payload| CommitRecord::decode(&payload));
+                durable = durable.max(commit.map_or(0, |commit| commit.durable));
+            }
+            next = match header_at(self.file, found.end(), self.place)? {
+                Some(found) => Some(found),
+                None => next_record(self.file, found.end().saturating_sub(ALIGNMENT), self.place)?,
+            };
+        }
+        Ok(durable)
+    }
+}
+
+/// Commits that were not synced when the file was last written to may miss any of their bytes: they stand up to the
+/// first that does.
+fn drop_torn_commits(file: &ReadFile, scan: &mut Scan) -> Result<()> {
+    if scan.seal.is_some() {
+        return Ok(());
+    }
+    let durable = scan.groups.iter().map(|group| group.commit.durable).max().unwrap_or(0);
+    for (n, group) in scan.groups.iter().enumerate() {
+        let unsynced = group.records.iter().filter(|found| found.end() > durable);
+        for found in unsynced {
+            match check_payload(file, found) {
+                Ok(()) => {}
+                Err(error) if matches!(error.kind(), Kind::Checksum | Kind::Truncated) => {
+                    scan.groups.truncate(n);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
