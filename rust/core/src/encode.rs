@@ -38,7 +38,9 @@ impl Draft {
     ) -> Result<Self> {
         let key = document.assign_key(token_ids.as_deref())?.to_owned();
         activations.sort_by(|left, right| left.0.cmp(&right.0));
-        if let Some([twice, _]) = activations.array_windows().find(|[left, right]| left.0 == right.0) {
+        if let Some([twice, ..]) =
+            activations.windows(2).find(|pair| matches!(pair, [left, right] if left.0 == right.0))
+        {
             return Err(Error::new(Kind::InvalidTensor, format!("`{}` is given twice for entry `{key}`", twice.0)));
         }
         Ok(Self { document, token_ids, activations })

@@ -41,10 +41,18 @@ pub trait Appender: Send {
     fn length(&self) -> u64;
 }
 
+/// Makes a file, or empties what an interrupted attempt to make it left.
+pub fn create_or_empty(disk: &dyn Disk, path: &Path) -> Result<Box<dyn Appender>> {
+    match path.symlink_metadata() {
+        Ok(_) => disk.resume(path, 0),
+        Err(_) => disk.create(path),
+    }
+}
+
 /// Writes a small file as a whole: beside its name, synced, then renamed over it, then the directory synced.
 pub fn replace(disk: &dyn Disk, path: &Path, content: &[u8]) -> Result<()> {
-    let unsynced = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = disk.create(&unsynced)?;
+    let unsynced = path.with_extension("new");
+    let mut file = create_or_empty(disk, &unsynced)?;
     file.append(&[content])?;
     file.sync()?;
     disk.rename(&unsynced, path)?;

@@ -3,22 +3,20 @@
 //! The disk here writes real files and remembers what was synced. After the cut it lays out what could be left: only
 //! what was synced, all that was written, or any part of the unsynced writes, in blocks of 512 bytes.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test that panics has failed")]
+
+mod sample;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use actstore::encode::Draft;
-use actstore::entry::{Document, Positions};
 use actstore::error::{Error, Kind, Result};
 use actstore::files::{Appender, Disk, OsDisk};
-use actstore::hook_point::HookPoint;
-use actstore::manifest::Settings;
-use actstore::reader::{Request, read, select};
 use actstore::store::Store;
-use actstore::tensor::{Dtype, Layout, Tensor};
 use actstore::writer::Writer;
+use sample::{MEMORY, chance, draft, holds, put, settings, version};
 
-const MEMORY: u64 = 64 << 20;
 const BLOCK: usize = 512;
 
 /// What a file is on disk for sure, and what it would be if nothing were lost.
@@ -135,25 +133,18 @@ impl Appender for CutFile {
     }
 }
 
-/// A number that looks random and depends on its arguments alone.
-fn chance(seed: u64, salt: u64) -> u64 {
-    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(salt).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-    x ^= x >> 32;
-    x.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 17
-}
-
 /// Some of the unsynced blocks reached the disk, some did not; so did the length.
 fn torn(image: &Image, seed: u64) -> Vec<u8> {
     let longest = image.synced.len().max(image.written.len());
-    let length = match chance(seed, 1) % 3 {
+    let length = match chance(seed, 1) % 4 {
         0 => image.synced.len(),
-        1 => image.written.len(),
+        1 | 2 => image.written.len(),
         _ => image.synced.len() + usize::try_from(chance(seed, 2)).unwrap() % (longest - image.synced.len() + 1),
     };
     let mut bytes = image.synced.clone();
     bytes.resize(length, 0);
     for (n, block) in bytes.chunks_mut(BLOCK).enumerate() {
-        if chance(seed, 3 + n as u64) % 2 == 0 {
+        if !chance(seed, 3 + n as u64).is_multiple_of(4) {
             let written = image.written.get(n * BLOCK..).unwrap_or_default();
             let some = written.len().min(block.len());
             block[..some].copy_from_slice(&written[..some]);
@@ -168,7 +159,7 @@ fn lay_out(power: &Power, from: &Path, to: &Path, variant: u64) {
     power.directories.iter().for_each(|directory| std::fs::create_dir_all(moved(directory)).unwrap());
     for (n, (path, image)) in power.files.iter().enumerate() {
         let seed = variant * 1000 + n as u64;
-        let kept = image.named || variant == 1 || (variant > 1 && chance(seed, 0) % 2 == 0);
+        let kept = image.named || variant == 1 || (variant > 1 && chance(seed, 0).is_multiple_of(2));
         if kept {
             let bytes = match variant {
                 0 => image.synced.clone(),
@@ -178,30 +169,6 @@ fn lay_out(power: &Power, from: &Path, to: &Path, variant: u64) {
             std::fs::write(moved(path), bytes).unwrap();
         }
     }
-}
-
-fn settings(durability: &str) -> Settings {
-    let json =
-        format!(r#"{{"codec":"planes","overflow":"error","on_conflict":"replace","durability":"{durability}"}}"#);
-    Settings::parse(&json).unwrap()
-}
-
-fn draft(n: u64, version: u64) -> Draft {
-    let json = format!(r#"{{"key":"k{n}","key_recipe":"user","metadata":{{"version":{version}}}}}"#);
-    let layout = Layout::new(Dtype::BFloat16, vec![3 + n % 5, 200]).unwrap();
-    let bytes = (0..layout.bytes()).map(|i| u8::try_from(chance(n * 31 + version, i) % 256).unwrap()).collect();
-    let point = HookPoint::new("blocks.0.hook_resid_post").unwrap();
-    Draft::new(Document::parse(&json).unwrap(), None, vec![(point, Tensor::new(layout, bytes).unwrap())]).unwrap()
-}
-
-fn assert_exact(store: &Store, n: u64, version: u64) {
-    let expected = draft(n, version);
-    let entry = store.entry(&format!("k{n}")).unwrap();
-    assert_eq!(entry.header().document.metadata, expected.document.metadata);
-    let (activation, rows, bytes) = select(entry.as_ref(), "blocks.0.hook_resid_post", &Positions::All).unwrap();
-    let mut out = vec![0; usize::try_from(bytes).unwrap()];
-    read(store, vec![Request { entry, activation, rows, out: &mut out }]).unwrap();
-    assert_eq!(out, expected.activations[0].1.bytes());
 }
 
 /// Versions of keys; `None` where the key is gone.
@@ -229,7 +196,13 @@ fn work(root: &Path, disk: &CutDisk, durability: &str) -> (Progress, bool) {
     let mut progress = Progress::default();
     let finished = (|| -> Result<()> {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-        let mut store = Arc::new(Store::create_on(Some(root), "shards", settings(durability), MEMORY, disk.clone())?);
+        let mut store = Arc::new(Store::create_on(
+            Some(root),
+            "shards",
+            settings("planes", "replace", durability),
+            MEMORY,
+            disk.clone(),
+        )?);
         for session in 0..3u64 {
             let writer = Writer::new(store.clone())?;
             for commit in 0..3u64 {
@@ -262,14 +235,13 @@ fn check(root: &Path, progress: &Progress, case: &str) {
         Ok(store) => Arc::new(store),
         Err(error) => {
             assert!(acknowledged.is_empty(), "{case}: {error}");
+            // What an interrupted creation left does not stand in the way of the next.
+            Store::create(Some(root), "shards", settings("raw", "error", "commit"), MEMORY).unwrap();
             return;
         }
     };
     let present: Vec<_> = store.reading().unwrap().keys().iter().map(ToString::to_string).collect();
-    let found = |n: u64| -> Option<u64> {
-        let entry = store.entry(&format!("k{n}")).ok()?;
-        Some(entry.header().document.metadata["version"].to_string().parse().unwrap())
-    };
+    let found = |n: u64| version(&store, n);
     for n in 0..9 {
         let allowed = [
             acknowledged.get(&n).copied().flatten(),
@@ -284,22 +256,18 @@ fn check(root: &Path, progress: &Progress, case: &str) {
         .collect();
     assert!(landed.iter().all(|one| *one == landed[0]), "{case}: a commit is there in part: {in_flight:?}");
     for key in &present {
-        let entry = store.entry(key).unwrap();
-        let found = entry.header().document.metadata["version"].to_string().parse().unwrap();
-        assert_exact(&store, key[1..].parse().unwrap(), found);
+        let n = key[1..].parse().unwrap();
+        holds(&store, n, found(n).unwrap()).unwrap();
     }
-    let writer = Writer::new(store.clone()).unwrap();
-    writer.put(draft(99, 7)).unwrap();
-    writer.close().unwrap();
+    put(&store, [draft(99, 7)]).unwrap();
     store.close().unwrap();
     let again = Store::open(root, false, MEMORY).unwrap();
     assert!(again.reading().unwrap().damage().is_empty(), "{case}");
-    assert_exact(&again, 99, 7);
+    holds(&again, 99, 7).unwrap();
     assert_eq!(again.reading().unwrap().len(), present.len() + 1);
 }
 
 fn cut_everywhere(durability: &str) {
-    let mut cuts = 0;
     for cut_at in 1.. {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("store");
@@ -307,11 +275,10 @@ fn cut_everywhere(durability: &str) {
         disk.0.lock().unwrap().cut_at = cut_at;
         let (progress, finished) = work(&root, &disk, durability);
         if finished {
-            assert!(cuts > 20, "only {cuts} syncs were cut");
+            assert!(cut_at > 20, "only {cut_at} syncs were cut");
             return;
         }
-        cuts += 1;
-        for variant in 0..6 {
+        for variant in 0..8 {
             let left = tempfile::tempdir().unwrap();
             lay_out(&disk.0.lock().unwrap(), directory.path(), left.path(), variant);
             check(&left.path().join("store"), &progress, &format!("{durability}, sync {cut_at}, variant {variant}"));

@@ -29,8 +29,8 @@
 //! | 4 | `L`, u32; the last plane has no such field, and its `L` is what remains of the frame |
 //! | `L` | if `L = n`, the `n` bytes of the plane; otherwise one zstd frame of them |
 //!
-//! A writer codes a plane as a zstd frame where that is shorter than `n` bytes. So an 8-bit float is one plane without a
-//! field, and a 16-bit float as a rule `L`, the zstd frame of the residuals and `n` bytes as they are.
+//! A writer may code a plane as a zstd frame only where that is shorter than `n` bytes. So an 8-bit float is one plane
+//! without a field, and a 16-bit float as a rule `L`, the zstd frame of the residuals and `n` bytes as they are.
 //!
 //! Value `i`, of channel `c`, is decoded so:
 //!
@@ -454,6 +454,14 @@ mod tests {
     #[test]
     fn every_dtype_and_kind_of_wide_rows_comes_back() {
         sweep(&[4096, 12289], &[0, 1, 2]);
+    }
+
+    #[test]
+    fn a_row_larger_than_any_window_comes_back() {
+        let bytes = data(Gauss, Dtype::BFloat16, 1, 1 << 20).repeat(3);
+        let rows = Rows { dtype: Dtype::BFloat16, row_values: 3 << 20, bytes: &bytes };
+        assert_eq!(round_trip(Codec::Planes, rows, None).0, Encoding::Planes);
+        assert_eq!(round_trip(Codec::Zstd, rows, None).0, Encoding::Zstd);
     }
 
     #[test]

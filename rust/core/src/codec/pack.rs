@@ -381,10 +381,11 @@ mod tests {
             let ties = (0..=last).map(|bits| f64::midpoint(magnitude(dtype, bits), magnitude(dtype, bits + 1)));
             // Next to the tie in `f64`, and between it and its neighbours in `f32`, nearer to those.
             let around = |tie: f64| {
-                let single = tie as f32;
-                let beside = |next: f32| tie * 0.25 + f64::from(next) * 0.75;
-                let five = [tie, tie.next_up(), tie.next_down(), beside(single.next_up()), beside(single.next_down())];
-                five.into_iter().flat_map(|value| [value, -value])
+                let (double, single) = (tie.to_bits(), (tie as f32).to_bits());
+                let beside = |next: u32| tie * 0.25 + f64::from(f32::from_bits(next)) * 0.75;
+                let next =
+                    [f64::from_bits(double + 1), f64::from_bits(double - 1), beside(single + 1), beside(single - 1)];
+                [tie].into_iter().chain(next).flat_map(|value| [value, -value])
             };
             let values: Vec<f64> = ties.flat_map(around).collect();
             expect_nearest(dtype, &values, &doubles(&values));

@@ -163,7 +163,7 @@ fn expand(decoder: &mut DCtx<'_>, frame: &[u8], plane: &mut [u8]) -> Result<()> 
 fn geometry(rows: Rows<'_>, model: Option<&Model>) -> Result<()> {
     let len = rows.bytes.len() as u64;
     let row = rows.row_values.checked_mul(rows.dtype.size() as u64);
-    if len != 0 && !row.is_some_and(|row| row != 0 && len % row == 0) {
+    if len != 0 && !row.is_some_and(|row| row != 0 && len.is_multiple_of(row)) {
         return Err(malformed(format!("a frame of `{len}` bytes is not whole rows of `{}` values", rows.row_values)));
     }
     match model {

@@ -68,7 +68,10 @@ impl Backend for Memory {
         let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         for operation in operations {
             match operation {
-                Operation::Put(entry) => index.put(&entry.header.document.key().to_owned(), Arc::from(entry)),
+                Operation::Put(entry) => {
+                    let entry: Arc<EncodedEntry> = Arc::from(entry);
+                    index.put(entry.header.document.key(), entry.clone());
+                }
                 Operation::Delete(key) => index.delete(&key),
             }
         }

@@ -103,6 +103,9 @@ pub trait Backend: Send + Sync {
     fn close(&self) -> Result<()>;
 }
 
+type Create = fn(&Path, &Manifest, Arc<dyn Disk>) -> Result<Box<dyn Backend>>;
+type Open = fn(&Path, bool, Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)>;
+
 /// How a backend is made.
 pub struct BackendSpec {
     /// What users call it.
@@ -110,8 +113,8 @@ pub struct BackendSpec {
     /// Whether it lives at a path.
     pub on_disk: bool,
     recognises: fn(&Path) -> bool,
-    create: fn(&Path, &Manifest, Arc<dyn Disk>) -> Result<Box<dyn Backend>>,
-    open: fn(&Path, bool, Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)>,
+    create: Create,
+    open: Open,
 }
 
 /// Every backend. A new one is a file and a line here.

@@ -10,7 +10,7 @@ use super::shard::Shard;
 use super::{head_payload, shard_path};
 use crate::codec::{Model, ModelId};
 use crate::error::{Error, Result};
-use crate::files::{Appender, Disk};
+use crate::files::{Appender, Disk, create_or_empty};
 use crate::format::{
     ALIGNMENT, Change, CommitRecord, EntryRecord, ModelPlace, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType,
     SealedShard, aligned, chain, payload_checksum, size,
@@ -18,7 +18,8 @@ use crate::format::{
 use crate::hook_point::HookPoint;
 use crate::manifest::Manifest;
 
-const PADDING: [u8; ALIGNMENT as usize] = [0; ALIGNMENT as usize];
+const PADDING: [u8; RECORD_HEADER_BYTES] = [0; RECORD_HEADER_BYTES];
+const _: () = assert!(PADDING.len() as u64 >= ALIGNMENT);
 
 fn padding(length: u64) -> &'static [u8] {
     let missing = usize::try_from(aligned(length) - length).unwrap_or(0);
@@ -34,8 +35,10 @@ pub(super) struct RecordFile {
 }
 
 impl RecordFile {
+    /// Starts a file, over what an interrupted attempt to start it left.
     pub(super) fn create(disk: &dyn Disk, path: &Path, place: Place, manifest: &Manifest) -> Result<Self> {
-        let mut records = Self { file: disk.create(path)?, place, sequence: 0, hasher: blake3::Hasher::new() };
+        let mut records =
+            Self { file: create_or_empty(disk, path)?, place, sequence: 0, hasher: blake3::Hasher::new() };
         records.append(RecordType::Head, &[head_payload(manifest, place).as_bytes()])?;
         records.file.sync()?;
         disk.sync_dir(path.parent().unwrap_or(path))?;

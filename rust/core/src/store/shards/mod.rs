@@ -2,8 +2,10 @@
 
 mod append;
 mod log;
+mod opening;
 mod scan;
 mod shard;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,17 +14,16 @@ use std::time::{Duration, Instant};
 
 use self::append::{ShardWriter, hash_file};
 use self::log::Log;
-use self::scan::{Scan, check_payload, header_at, named};
+use self::opening::{Contents, create, open, recognises};
+use self::scan::Scan;
 use self::shard::{Located, Shard};
+use self::verify::verify_shard;
 use super::index::Index;
 use super::{Backend, BackendSpec, Committed, Operation, Stored, lock};
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
-use crate::files::{Disk, Lock, ReadFile, replace};
-use crate::format::{
-    CommitRecord, FORMAT_VERSION, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType, SealedShard, malformed,
-    payload_checksum, sniff, unsupported_version,
-};
+use crate::files::{Disk, Lock};
+use crate::format::{Change, CommitRecord, FORMAT_VERSION, Place, SealedShard, malformed};
 use crate::manifest::{Durability, Manifest};
 
 /// The line of the table.
@@ -40,6 +41,8 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 const WRITER: u32 = 0;
 
 const MANIFEST: &str = "actstore.manifest";
+/// What the manifest is called while it is written.
+const UNFINISHED_MANIFEST: &str = "actstore.new";
 const SHARDS: &str = "shards";
 const LOGS: &str = "logs";
 
@@ -51,6 +54,10 @@ fn log_path(root: &Path, writer: u32) -> PathBuf {
     root.join(LOGS).join(format!("{writer}.log"))
 }
 
+fn place_of(manifest: &Manifest, shard: u32) -> Place {
+    Place { store: manifest.store_tag(), writer: WRITER, shard }
+}
+
 /// First payload of every shard and log.
 fn head_payload(manifest: &Manifest, place: Place) -> String {
     let (writer, shard) = (place.writer, place.shard);
@@ -58,157 +65,6 @@ fn head_payload(manifest: &Manifest, place: Place) -> String {
         r#"{{"format":"actstore","version":{FORMAT_VERSION},"store_id":"{}","writer":{writer},"shard":{shard}}}"#,
         hex(&manifest.store_id)
     )
-}
-
-fn recognises(path: &Path) -> bool {
-    path.join(MANIFEST).symlink_metadata().is_ok()
-}
-
-fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> Result<Box<dyn Backend>> {
-    make_root(root, disk.as_ref())?;
-    for directory in [SHARDS, LOGS] {
-        disk.create_dir(&root.join(directory))?;
-    }
-    let lock = Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))?;
-    log::create(disk.as_ref(), root, place_of(manifest, 0), manifest)?;
-    for directory in [&root.join(SHARDS), root, root.parent().unwrap_or(root)] {
-        disk.sync_dir(directory)?;
-    }
-    // Last, because it is what makes the directory a store.
-    let json = manifest.to_json()?;
-    let header = RecordHeader {
-        record_type: RecordType::Manifest,
-        length: json.len() as u64,
-        sequence: 0,
-        checksum: payload_checksum(&[json.as_bytes()]),
-        place: place_of(manifest, 0),
-    };
-    replace(disk.as_ref(), &root.join(MANIFEST), &[header.encode().as_slice(), json.as_bytes()].concat())?;
-    let log = log::read(root, place_of(manifest, 0))?;
-    Ok(Box::new(Shards::new(root, manifest, disk, Some(lock), Contents { log, ..Contents::default() })))
-}
-
-fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
-    let Ok(mut existing) = std::fs::read_dir(root) else {
-        return match root.symlink_metadata() {
-            Ok(_) => Err(exists(root, "something")),
-            Err(_) => disk.create_dir(root),
-        };
-    };
-    match existing.next() {
-        None => Ok(()),
-        Some(_) if recognises(root) => Err(exists(root, "a store")),
-        Some(_) => Err(exists(root, "a directory with files")),
-    }
-}
-
-fn exists(root: &Path, what: &str) -> Error {
-    let message =
-        format!("`{}` is already {what}; open it with `actstore.open`, or choose another path", root.display());
-    Error::new(Kind::StoreExists, message)
-}
-
-fn place_of(manifest: &Manifest, shard: u32) -> Place {
-    Place { store: manifest.store_tag(), writer: WRITER, shard }
-}
-
-fn open(root: &Path, writable: bool, disk: Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)> {
-    let manifest = read_manifest(&root.join(MANIFEST))?;
-    let lock = writable.then(|| Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))).transpose()?;
-    let contents = Contents::read(root, &manifest, writable)?;
-    if let (true, Some(damage)) = (writable, contents.damage().next()) {
-        let message = format!(
-            "nothing can be appended to the damaged store `{}`: {damage}; open it with mode `r` to read the rest",
-            root.display()
-        );
-        return Err(Error::new(damage.kind(), message));
-    }
-    let shards = Shards::new(root, &manifest, disk, lock, contents);
-    if writable {
-        shards.recover()?;
-    }
-    Ok((manifest, Box::new(shards)))
-}
-
-fn read_manifest(path: &Path) -> Result<Manifest> {
-    let file = ReadFile::open(path)?;
-    let mut header = [0; RECORD_HEADER_BYTES];
-    let length = file.length()?;
-    if length < header.len() as u64 {
-        return Err(Error::new(
-            Kind::Truncated,
-            format!("the manifest `{}` has only `{length}` bytes", path.display()),
-        ));
-    }
-    file.read_at(0, &mut header)?;
-    match sniff(&header) {
-        None => {
-            return Err(Error::new(Kind::NotAStore, format!("`{}` does not begin as a manifest does", path.display())));
-        }
-        Some(version) if version > FORMAT_VERSION => return Err(unsupported_version(version).within(path.display())),
-        Some(_) => {}
-    }
-    let read = || -> Result<Manifest> {
-        let header = RecordHeader::decode(&header)?;
-        let mut payload = vec![0; crate::format::size(header.length.min(length))?];
-        file.read_at(RECORD_HEADER_BYTES as u64, &mut payload)?;
-        header.check(&payload)?;
-        Manifest::parse(std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?)
-    };
-    read().map_err(|e| e.within(format!("the manifest `{}`", path.display())))
-}
-
-/// What was found when opening.
-#[derive(Default)]
-struct Contents {
-    log: Log,
-    shards: BTreeMap<u32, (Arc<Shard>, Scan)>,
-    missing: Vec<Error>,
-}
-
-impl Contents {
-    fn read(root: &Path, manifest: &Manifest, writable: bool) -> Result<Self> {
-        let mut contents = Self { log: log::read(root, place_of(manifest, 0))?, ..Self::default() };
-        let sealed: BTreeMap<u32, SealedShard> = contents.log.sealed.iter().map(|s| (s.shard, *s)).collect();
-        let mut numbers = shard_numbers(root)?;
-        for &number in sealed.keys().filter(|number| !numbers.contains(number)) {
-            let message = format!("`{}` is missing", shard_path(root, place_of(manifest, number)).display());
-            contents.missing.push(Error::new(Kind::MissingFile, message));
-        }
-        numbers.sort_unstable();
-        for number in numbers {
-            let shard = Arc::new(Shard::open(root, place_of(manifest, number))?);
-            let scan = match sealed.get(&number) {
-                Some(sealed) => shard.read_sealed(sealed)?,
-                None => {
-                    if writable {
-                        shard.file.drop_cached();
-                    }
-                    scan::scan(&shard.file, shard.place)?
-                }
-            };
-            contents.shards.insert(number, (shard, scan));
-        }
-        Ok(contents)
-    }
-
-    fn damage(&self) -> impl Iterator<Item = &Error> {
-        let scans = self.shards.values().flat_map(|(_, scan)| &scan.damage);
-        self.log.damage.iter().chain(&self.missing).chain(scans)
-    }
-}
-
-fn shard_numbers(root: &Path) -> Result<Vec<u32>> {
-    let directory = root.join(SHARDS);
-    let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
-    let mut numbers = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io("list", &directory, e))?.file_name();
-        let number: Option<u32> =
-            name.to_str().and_then(|name| name.strip_prefix("0-")?.strip_suffix(".shard")?.parse().ok());
-        numbers.extend(number);
-    }
-    Ok(numbers)
 }
 
 /// The backend.
@@ -352,8 +208,8 @@ fn apply(index: &mut Index<Located>, shard: &Arc<Shard>, commit: &CommitRecord) 
     shard.add_models(&commit.models);
     for change in &commit.changes {
         match (change, Located::of(change, shard)) {
-            (crate::format::Change::Put { key, .. }, Some(located)) => index.put(key, located),
-            (crate::format::Change::Put { key, .. } | crate::format::Change::Delete { key }, _) => index.delete(key),
+            (Change::Put { key, .. }, Some(located)) => index.put(key, located),
+            (Change::Put { key, .. } | Change::Delete { key }, _) => index.delete(key),
         }
     }
 }
@@ -452,36 +308,4 @@ impl Backend for Shards {
         writer.commit(&[]).map_err(|failed| failed.error)?;
         writer.sync()
     }
-}
-
-/// Every record of a shard: header, payload, place; and the whole file, if it is sealed.
-fn verify_shard(shard: &Shard, sealed: Option<&SealedShard>) -> Result<Vec<Error>> {
-    let mut damage = Vec::new();
-    let end = match sealed {
-        Some(sealed) => sealed.length,
-        None => scan::scan(&shard.file, shard.place)?.end,
-    };
-    let mut at = 0;
-    while at < end {
-        let Some(found) = header_at(&shard.file, at, shard.place)? else {
-            let message = format!("{}: a record header is damaged", named(&shard.file, at));
-            damage.push(Error::new(Kind::Checksum, message));
-            match scan::next_record(&shard.file, at, shard.place)? {
-                Some(next) => at = next.offset,
-                None => break,
-            }
-            continue;
-        };
-        damage.extend(check_payload(&shard.file, &found).err());
-        at = found.end();
-    }
-    if let (Some(sealed), true) = (sealed, damage.is_empty()) {
-        let mut hasher = blake3::Hasher::new();
-        hash_file(shard, sealed.length, &mut hasher)?;
-        if hasher.finalize().as_bytes() != &sealed.blake3 {
-            let message = format!("`{}` is not the file that was sealed", shard.file.path().display());
-            damage.push(Error::new(Kind::Checksum, message));
-        }
-    }
-    Ok(damage)
 }

@@ -1,0 +1,169 @@
+//! Making a store's files, and finding out what the files of a store hold.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::log::{self, Log};
+use super::scan::{self, Scan};
+use super::shard::Shard;
+use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, place_of, shard_path};
+use crate::error::{Error, Kind, Result};
+use crate::files::{Disk, Lock, ReadFile, replace};
+use crate::format::{
+    FORMAT_VERSION, RECORD_HEADER_BYTES, RecordHeader, RecordType, SealedShard, malformed, payload_checksum, sniff,
+    unsupported_version,
+};
+use crate::manifest::Manifest;
+use crate::store::Backend;
+
+pub(super) fn recognises(path: &Path) -> bool {
+    path.join(MANIFEST).symlink_metadata().is_ok()
+}
+
+pub(super) fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> Result<Box<dyn Backend>> {
+    make_root(root, disk.as_ref())?;
+    let lock = Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))?;
+    log::create(disk.as_ref(), root, place_of(manifest, 0), manifest)?;
+    for directory in [&root.join(SHARDS), root, root.parent().unwrap_or(root)] {
+        disk.sync_dir(directory)?;
+    }
+    // Last, because it is what makes the directory a store.
+    let json = manifest.to_json()?;
+    let header = RecordHeader {
+        record_type: RecordType::Manifest,
+        length: json.len() as u64,
+        sequence: 0,
+        checksum: payload_checksum(&[json.as_bytes()]),
+        place: place_of(manifest, 0),
+    };
+    replace(disk.as_ref(), &root.join(MANIFEST), &[header.encode().as_slice(), json.as_bytes()].concat())?;
+    let log = log::read(root, place_of(manifest, 0))?;
+    Ok(Box::new(Shards::new(root, manifest, disk, Some(lock), Contents { log, ..Contents::default() })))
+}
+
+/// Makes the directories; an empty one, or what an interrupted creation left, may be there.
+fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
+    if recognises(root) {
+        return Err(exists(root, "a store"));
+    }
+    let names = match std::fs::read_dir(root) {
+        Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
+        Err(_) if root.symlink_metadata().is_ok() => return Err(exists(root, "something")),
+        Err(_) => {
+            disk.create_dir(root)?;
+            Vec::new()
+        }
+    };
+    let unfinished = |name: &std::ffi::OsString| [SHARDS, LOGS, UNFINISHED_MANIFEST].iter().any(|ours| name == ours);
+    if !names.iter().all(unfinished) || shard_numbers(root).is_ok_and(|numbers| !numbers.is_empty()) {
+        return Err(exists(root, "a directory with files"));
+    }
+    let missing = [SHARDS, LOGS].into_iter().filter(|directory| !names.iter().any(|name| name == directory));
+    missing.into_iter().try_for_each(|directory| disk.create_dir(&root.join(directory)))
+}
+
+fn exists(root: &Path, what: &str) -> Error {
+    let message =
+        format!("`{}` is already {what}; open it with `actstore.open`, or choose another path", root.display());
+    Error::new(Kind::StoreExists, message)
+}
+
+pub(super) fn open(root: &Path, writable: bool, disk: Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)> {
+    let manifest = read_manifest(&root.join(MANIFEST))?;
+    let lock = writable.then(|| Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))).transpose()?;
+    let contents = Contents::read(root, &manifest, writable)?;
+    if let (true, Some(damage)) = (writable, contents.damage().next()) {
+        let message = format!(
+            "nothing can be appended to the damaged store `{}`: {damage}; open it with mode `r` to read the rest",
+            root.display()
+        );
+        return Err(Error::new(damage.kind(), message));
+    }
+    let shards = Shards::new(root, &manifest, disk, lock, contents);
+    if writable {
+        shards.recover()?;
+    }
+    Ok((manifest, Box::new(shards)))
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let file = ReadFile::open(path)?;
+    let mut header = [0; RECORD_HEADER_BYTES];
+    let length = file.length()?;
+    if length < header.len() as u64 {
+        return Err(Error::new(
+            Kind::Truncated,
+            format!("the manifest `{}` has only `{length}` bytes", path.display()),
+        ));
+    }
+    file.read_at(0, &mut header)?;
+    match sniff(&header) {
+        None => {
+            return Err(Error::new(Kind::NotAStore, format!("`{}` does not begin as a manifest does", path.display())));
+        }
+        Some(version) if version > FORMAT_VERSION => return Err(unsupported_version(version).within(path.display())),
+        Some(_) => {}
+    }
+    let read = || -> Result<Manifest> {
+        let header = RecordHeader::decode(&header)?;
+        let mut payload = vec![0; crate::format::size(header.length.min(length))?];
+        file.read_at(RECORD_HEADER_BYTES as u64, &mut payload)?;
+        header.check(&payload)?;
+        Manifest::parse(std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?)
+    };
+    read().map_err(|e| e.within(format!("the manifest `{}`", path.display())))
+}
+
+/// What was found when opening.
+#[derive(Default)]
+pub(super) struct Contents {
+    pub(super) log: Log,
+    pub(super) shards: BTreeMap<u32, (Arc<Shard>, Scan)>,
+    missing: Vec<Error>,
+}
+
+impl Contents {
+    fn read(root: &Path, manifest: &Manifest, writable: bool) -> Result<Self> {
+        let mut contents = Self { log: log::read(root, place_of(manifest, 0))?, ..Self::default() };
+        let sealed: BTreeMap<u32, SealedShard> = contents.log.sealed.iter().map(|s| (s.shard, *s)).collect();
+        let mut numbers = shard_numbers(root)?;
+        for &number in sealed.keys().filter(|number| !numbers.contains(number)) {
+            let message = format!("`{}` is missing", shard_path(root, place_of(manifest, number)).display());
+            contents.missing.push(Error::new(Kind::MissingFile, message));
+        }
+        numbers.sort_unstable();
+        for number in numbers {
+            let shard = Arc::new(Shard::open(root, place_of(manifest, number))?);
+            let scan = match sealed.get(&number) {
+                Some(sealed) => shard.read_sealed(sealed)?,
+                None => {
+                    if writable {
+                        shard.file.drop_cached();
+                    }
+                    scan::scan(&shard.file, shard.place)?
+                }
+            };
+            contents.shards.insert(number, (shard, scan));
+        }
+        Ok(contents)
+    }
+
+    pub(super) fn damage(&self) -> impl Iterator<Item = &Error> {
+        let scans = self.shards.values().flat_map(|(_, scan)| &scan.damage);
+        self.log.damage.iter().chain(&self.missing).chain(scans)
+    }
+}
+
+fn shard_numbers(root: &Path) -> Result<Vec<u32>> {
+    let directory = root.join(SHARDS);
+    let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
+    let mut numbers = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io("list", &directory, e))?.file_name();
+        let number: Option<u32> =
+            name.to_str().and_then(|name| name.strip_prefix("0-")?.strip_suffix(".shard")?.parse().ok());
+        numbers.extend(number);
+    }
+    Ok(numbers)
+}

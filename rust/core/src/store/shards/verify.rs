@@ -1,0 +1,39 @@
+//! Checking every byte of a shard.
+
+use super::append::hash_file;
+use super::scan::{self, check_payload, header_at, named};
+use super::shard::Shard;
+use crate::error::{Error, Kind, Result};
+use crate::format::SealedShard;
+
+/// Every record of a shard: header, payload, place; and the whole file, if it is sealed.
+pub(super) fn verify_shard(shard: &Shard, sealed: Option<&SealedShard>) -> Result<Vec<Error>> {
+    let mut damage = Vec::new();
+    let end = match sealed {
+        Some(sealed) => sealed.length,
+        None => scan::scan(&shard.file, shard.place)?.end,
+    };
+    let mut at = 0;
+    while at < end {
+        let Some(found) = header_at(&shard.file, at, shard.place)? else {
+            let message = format!("{}: a record header is damaged", named(&shard.file, at));
+            damage.push(Error::new(Kind::Checksum, message));
+            match scan::next_record(&shard.file, at, shard.place)? {
+                Some(next) => at = next.offset,
+                None => break,
+            }
+            continue;
+        };
+        damage.extend(check_payload(&shard.file, &found).err());
+        at = found.end();
+    }
+    if let (Some(sealed), true) = (sealed, damage.is_empty()) {
+        let mut hasher = blake3::Hasher::new();
+        hash_file(shard, sealed.length, &mut hasher)?;
+        if hasher.finalize().as_bytes() != &sealed.blake3 {
+            let message = format!("`{}` is not the file that was sealed", shard.file.path().display());
+            damage.push(Error::new(Kind::Checksum, message));
+        }
+    }
+    Ok(damage)
+}
