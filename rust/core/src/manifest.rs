@@ -70,7 +70,7 @@ impl Settings {
         Ok(Self {
             codec: Codec::parse(&fields.codec)?,
             pack: Pack::new(
-                fields.dtype.as_deref().map(Dtype::parse).transpose()?,
+                fields.dtype.as_deref().map(packed_dtype).transpose()?,
                 Overflow::parse(&fields.overflow)?,
             )?,
             on_conflict: fields.on_conflict,
@@ -87,6 +87,11 @@ impl Settings {
             durability: self.durability,
         }
     }
+}
+
+fn packed_dtype(name: &str) -> Result<Dtype> {
+    let unknown = |_| Error::new(Kind::InvalidOption, format!("unknown dtype `{name}`: none, `float16` or `bfloat16`"));
+    Dtype::parse(name).map_err(unknown)
 }
 
 /// Identity, version, conventions and settings of a store.

@@ -101,35 +101,44 @@ impl CommitRecord {
     }
 }
 
-/// Payload of a `sealed` record of a log.
+/// Payload of an `extent` record of a log: how much of a shard is durable. The last one of a shard counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SealedShard {
+pub struct Extent {
     /// Number of the shard.
     pub shard: u32,
-    /// Bytes of the file, its seal included.
+    /// Bytes of the file that are durable; of a sealed shard, all of them.
     pub length: u64,
-    /// File offset of its `seal` record.
-    pub seal: u64,
+    /// Of a sealed shard, its seal.
+    pub seal: Option<Sealed>,
+}
+
+/// What a log says of a sealed shard beyond its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// File offset of the `seal` record, above 0.
+    pub offset: u64,
     /// BLAKE3 of the file.
     pub blake3: [u8; 32],
 }
 
-impl SealedShard {
+impl Extent {
     /// The payload as stored.
     pub fn encode(&self) -> Vec<u8> {
+        let Sealed { offset, blake3 } = self.seal.unwrap_or(Sealed { offset: 0, blake3: [0; 32] });
         let mut out = Vec::with_capacity(52);
         out.extend(self.shard.to_le_bytes());
         out.extend(self.length.to_le_bytes());
-        out.extend(self.seal.to_le_bytes());
-        out.extend(self.blake3);
+        out.extend(offset.to_le_bytes());
+        out.extend(blake3);
         out
     }
 
     /// Reads a payload that was checked.
     pub fn decode(payload: &[u8]) -> Result<Self> {
         let mut fields = Fields::new(payload);
-        let sealed = Self { shard: fields.u32()?, length: fields.u64()?, seal: fields.u64()?, blake3: fields.array()? };
+        let (shard, length) = (fields.u32()?, fields.u64()?);
+        let sealed = Sealed { offset: fields.u64()?, blake3: fields.array()? };
         fields.end()?;
-        Ok(sealed)
+        Ok(Self { shard, length, seal: (sealed.offset > 0).then_some(sealed) })
     }
 }

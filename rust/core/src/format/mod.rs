@@ -6,7 +6,7 @@ mod entry;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
-pub use self::commit::{Change, CommitRecord, ModelPlace, SealedShard};
+pub use self::commit::{Change, CommitRecord, Extent, ModelPlace, Sealed};
 pub use self::entry::{Activation, EntryHeader, EntryRecord, Frame};
 use crate::error::{Error, Kind, Result};
 
@@ -76,13 +76,13 @@ pub enum RecordType {
     Seal = 6,
     /// The manifest.
     Manifest = 7,
-    /// In a log: a shard that was sealed.
-    Sealed = 8,
+    /// In a log: how much of a shard is durable.
+    Extent = 8,
 }
 
 impl RecordType {
     const ALL: [Self; 8] =
-        [Self::Head, Self::Data, Self::Entry, Self::Model, Self::Commit, Self::Seal, Self::Manifest, Self::Sealed];
+        [Self::Head, Self::Data, Self::Entry, Self::Model, Self::Commit, Self::Seal, Self::Manifest, Self::Extent];
 
     fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|t| *t as u8 == code)

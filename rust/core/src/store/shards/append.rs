@@ -12,8 +12,8 @@ use crate::codec::{Model, ModelId};
 use crate::error::{Error, Result};
 use crate::files::{Appender, Disk, create_or_empty};
 use crate::format::{
-    ALIGNMENT, Change, CommitRecord, EntryRecord, ModelPlace, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType,
-    SealedShard, aligned, chain, payload_checksum, size,
+    ALIGNMENT, Change, CommitRecord, EntryRecord, Extent, ModelPlace, Place, RECORD_HEADER_BYTES, RecordHeader,
+    RecordType, Sealed, aligned, chain, payload_checksum, size,
 };
 use crate::hook_point::HookPoint;
 use crate::manifest::Manifest;
@@ -110,8 +110,6 @@ pub(super) struct ShardWriter {
     /// All commits so far in one: what the seal will say.
     summary: CommitRecord,
     written_models: HashSet<ModelId>,
-    /// Whether the last commit is an empty one, which states that all before it is durable.
-    durable_mark: bool,
 }
 
 impl ShardWriter {
@@ -122,15 +120,7 @@ impl ShardWriter {
         let shard = Arc::new(Shard::open(root, place)?);
         let durable = records.length();
         let headers = first_header(&shard)?;
-        Ok(Self {
-            records,
-            shard,
-            headers,
-            durable,
-            summary: CommitRecord::default(),
-            written_models: HashSet::new(),
-            durable_mark: true,
-        })
+        Ok(Self { records, shard, headers, durable, summary: CommitRecord::default(), written_models: HashSet::new() })
     }
 
     /// Continues a shard after its last commit that stands.
@@ -145,16 +135,16 @@ impl ShardWriter {
             summary.changes.extend(group.commit.changes.iter().cloned());
         }
         let written_models = summary.models.iter().map(|model| model.id).collect();
-        let durable_mark = scan.groups.last().is_none_or(|group| group.commit.changes.is_empty());
-        Ok(Self { records, shard, headers: Vec::new(), durable: scan.end, summary, written_models, durable_mark })
+        Ok(Self { records, shard, headers: Vec::new(), durable: scan.end, summary, written_models })
     }
 
     pub(super) fn length(&self) -> u64 {
         self.records.length()
     }
 
-    pub(super) fn is_marked_durable(&self) -> bool {
-        self.durable_mark
+    /// What of the shard is durable now.
+    pub(super) fn extent(&self) -> Extent {
+        Extent { shard: self.shard.place.shard, length: self.durable, seal: None }
     }
 
     pub(super) fn changes(&self) -> usize {
@@ -196,7 +186,6 @@ impl ShardWriter {
             CommitRecord { chain: chain(self.summary.chain, &self.headers), durable: self.durable, models, changes };
         self.records.append(RecordType::Commit, &[&commit.encode()?])?;
         self.headers.clear();
-        self.durable_mark = operations.is_empty();
         self.summary.chain = commit.chain;
         self.summary.models.extend(&commit.models);
         self.summary.changes.extend(commit.changes.iter().cloned());
@@ -264,13 +253,14 @@ impl ShardWriter {
     }
 
     /// Finishes the shard; it is immutable from now on.
-    pub(super) fn seal(mut self) -> Result<SealedShard> {
+    pub(super) fn seal(mut self) -> Result<Extent> {
         self.summary.durable = self.durable;
         let payload = self.summary.encode()?;
         let (seal, _) = self.records.append(RecordType::Seal, &[&payload])?;
         self.records.sync()?;
         let blake3 = *self.records.hasher.finalize().as_bytes();
-        Ok(SealedShard { shard: self.shard.place.shard, length: self.records.length(), seal, blake3 })
+        let seal = Some(Sealed { offset: seal, blake3 });
+        Ok(Extent { shard: self.shard.place.shard, length: self.records.length(), seal })
     }
 }
 

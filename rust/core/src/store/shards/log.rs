@@ -1,5 +1,6 @@
-//! The log of a writer: which of its shards are sealed.
+//! The log of a writer: how much of each of its shards is durable, and which are sealed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::append::RecordFile;
@@ -7,13 +8,14 @@ use super::log_path;
 use super::scan::{header_at, named, next_record, payload_of};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, ReadFile};
-use crate::format::{Place, RecordType, SealedShard};
+use crate::format::{Extent, Place, RecordType};
 use crate::manifest::Manifest;
 
 /// What a log says.
 #[derive(Default)]
 pub(super) struct Log {
-    pub(super) sealed: Vec<SealedShard>,
+    /// By the number of the shard.
+    pub(super) extents: BTreeMap<u32, Extent>,
     pub(super) damage: Vec<Error>,
     end: u64,
     records: u64,
@@ -30,8 +32,9 @@ pub(super) fn read(root: &Path, place: Place) -> Result<Log> {
     let (mut log, mut at) = (Log::default(), 0);
     while let Some(found) = header_at(&file, at, place)?.filter(|found| found.header.sequence == log.records) {
         let Ok(payload) = payload_of(&file, &found) else { break };
-        if found.header.record_type == RecordType::Sealed {
-            log.sealed.push(SealedShard::decode(&payload)?);
+        if found.header.record_type == RecordType::Extent {
+            let extent = Extent::decode(&payload)?;
+            log.extents.insert(extent.shard, extent);
         }
         at = found.end();
         log.records += 1;
@@ -49,13 +52,13 @@ pub(super) fn create(disk: &dyn Disk, root: &Path, place: Place, manifest: &Mani
     RecordFile::create(disk, &log_path(root, place.writer), place, manifest).map(drop)
 }
 
-/// Appends that shards were sealed; durable on return.
-pub(super) fn append(disk: &dyn Disk, root: &Path, place: Place, log: &mut Log, sealed: SealedShard) -> Result<()> {
+/// Appends an extent; durable on return.
+pub(super) fn append(disk: &dyn Disk, root: &Path, place: Place, log: &mut Log, extent: Extent) -> Result<()> {
     let mut file = RecordFile::resume(disk, &log_path(root, place.writer), place, log.end, log.records)?;
-    file.append(RecordType::Sealed, &[&sealed.encode()])?;
+    file.append(RecordType::Extent, &[&extent.encode()])?;
     file.sync()?;
     log.end = file.length();
     log.records += 1;
-    log.sealed.push(sealed);
+    log.extents.insert(extent.shard, extent);
     Ok(())
 }

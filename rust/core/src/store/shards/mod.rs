@@ -23,7 +23,7 @@ use super::{Backend, BackendSpec, Committed, Operation, Stored, lock};
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
-use crate::format::{Change, CommitRecord, FORMAT_VERSION, Place, SealedShard, malformed};
+use crate::format::{Change, CommitRecord, Extent, FORMAT_VERSION, Place, Sealed, malformed};
 use crate::manifest::{Durability, Manifest};
 
 /// The line of the table.
@@ -101,7 +101,7 @@ impl Shards {
                 apply(&mut index, &shard, &group.commit);
             }
             shards.insert(number, shard.clone());
-            if !contents.log.sealed.iter().any(|sealed| sealed.shard == number) {
+            if contents.log.extents.get(&number).is_none_or(|extent| extent.seal.is_none()) {
                 unsealed.push((shard, scan));
             }
         }
@@ -138,7 +138,8 @@ impl Shards {
                     let mut hasher = blake3::Hasher::new();
                     hash_file(&shard, seal.end(), &mut hasher)?;
                     let blake3 = *hasher.finalize().as_bytes();
-                    SealedShard { shard: shard.place.shard, length: seal.end(), seal: seal.offset, blake3 }
+                    let sealed = Sealed { offset: seal.offset, blake3 };
+                    Extent { shard: shard.place.shard, length: seal.end(), seal: Some(sealed) }
                 }
                 None if scan.groups.is_empty() => continue,
                 None => {
@@ -150,7 +151,7 @@ impl Shards {
                     writer.seal()?
                 }
             };
-            log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, sealed)?;
+            self.log(&mut state, sealed)?;
         }
         Ok(())
     }
@@ -174,6 +175,7 @@ impl Shards {
             let place = place_of(&self.manifest, state.next);
             state.next += 1;
             let writer = ShardWriter::create(self.disk.as_ref(), &self.root, place, &self.manifest)?;
+            self.log(state, writer.extent())?;
             self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(place.shard, writer.shard.clone());
             state.current = Some(writer);
         }
@@ -192,11 +194,12 @@ impl Shards {
 
     fn seal_current(&self, state: &mut WriterState) -> Result<()> {
         let Some(writer) = state.current.take() else { return Ok(()) };
-        let sealed = writer.seal();
-        let logged = sealed.and_then(|sealed| {
-            log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, sealed)
-        });
-        logged.inspect_err(|error| state.poison = Some(error.clone()))
+        let sealed = writer.seal().and_then(|sealed| self.log(state, sealed));
+        sealed.inspect_err(|error| state.poison = Some(error.clone()))
+    }
+
+    fn log(&self, state: &mut WriterState, extent: Extent) -> Result<()> {
+        log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, extent)
     }
 
     fn must_sync(&self, state: &WriterState) -> bool {
@@ -277,9 +280,9 @@ impl Backend for Shards {
     fn verify(&self) -> Vec<Error> {
         let mut damage = self.damage.clone();
         let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        let sealed = lock(&self.writer).log.sealed.clone();
+        let extents = lock(&self.writer).log.extents.clone();
         for shard in shards {
-            let found = verify_shard(&shard, sealed.iter().find(|sealed| sealed.shard == shard.place.shard));
+            let found = verify_shard(&shard, extents.get(&shard.place.shard));
             damage.extend(found.unwrap_or_else(|error| vec![error]));
         }
         damage
@@ -301,11 +304,11 @@ impl Backend for Shards {
         if writer.length() >= SEAL_AT_CLOSE_BYTES || writer.changes() >= SEAL_AT_CLOSE_CHANGES {
             return self.seal_current(&mut state);
         }
-        if writer.is_marked_durable() {
+        // Says how much is durable, so that later damage there is never taken for a torn tail.
+        let extent = writer.extent();
+        if state.log.extents.get(&extent.shard) == Some(&extent) {
             return Ok(());
         }
-        // States that all before it is durable, so that later damage there is never taken for a torn tail.
-        writer.commit(&[]).map_err(|failed| failed.error)?;
-        writer.sync()
+        self.log(&mut state, extent)
     }
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::log::{self, Log};
-use super::scan::{self, Scan};
+use super::scan::Scan;
 use super::shard::Shard;
 use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, place_of, shard_path};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock, ReadFile, replace};
 use crate::format::{
-    FORMAT_VERSION, RECORD_HEADER_BYTES, RecordHeader, RecordType, SealedShard, malformed, payload_checksum, sniff,
+    FORMAT_VERSION, RECORD_HEADER_BYTES, RecordHeader, RecordType, malformed, payload_checksum, sniff,
     unsupported_version,
 };
 use crate::manifest::Manifest;
@@ -126,24 +126,19 @@ pub(super) struct Contents {
 impl Contents {
     fn read(root: &Path, manifest: &Manifest, writable: bool) -> Result<Self> {
         let mut contents = Self { log: log::read(root, place_of(manifest, 0))?, ..Self::default() };
-        let sealed: BTreeMap<u32, SealedShard> = contents.log.sealed.iter().map(|s| (s.shard, *s)).collect();
         let mut numbers = shard_numbers(root)?;
-        for &number in sealed.keys().filter(|number| !numbers.contains(number)) {
+        for &number in contents.log.extents.keys().filter(|number| !numbers.contains(number)) {
             let message = format!("`{}` is missing", shard_path(root, place_of(manifest, number)).display());
             contents.missing.push(Error::new(Kind::MissingFile, message));
         }
         numbers.sort_unstable();
         for number in numbers {
             let shard = Arc::new(Shard::open(root, place_of(manifest, number))?);
-            let scan = match sealed.get(&number) {
-                Some(sealed) => shard.read_sealed(sealed)?,
-                None => {
-                    if writable {
-                        shard.file.drop_cached();
-                    }
-                    scan::scan(&shard.file, shard.place)?
-                }
-            };
+            let extent = contents.log.extents.get(&number);
+            if writable && extent.is_none_or(|extent| extent.seal.is_none()) {
+                shard.file.drop_cached();
+            }
+            let scan = shard.read(extent)?;
             contents.shards.insert(number, (shard, scan));
         }
         Ok(contents)

@@ -1,7 +1,8 @@
 //! Reading a file of records from its beginning, and telling a torn tail from damage.
 //!
-//! A commit states how many bytes of its file were synced before it was written. Whatever fails its checks below the
-//! largest such number was durable once, so it is damage; whatever fails above it was never promised, so it is a tail.
+//! A commit states how many bytes of its file were synced before it was written, and so does the log when a writer ends.
+//! Whatever fails its checks below the largest such number was durable once, so it is damage; whatever fails above it
+//! was never promised, so it is a tail.
 
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
@@ -117,12 +118,13 @@ pub(super) fn next_record(file: &ReadFile, offset: u64, place: Place) -> Result<
     Ok(None)
 }
 
-/// Reads a shard that is not known to be sealed.
-pub(super) fn scan(file: &ReadFile, place: Place) -> Result<Scan> {
-    let mut walk = Walk { file, place, at: 0, sequence: 0, chain: Some(0), records: Vec::new(), scan: Scan::default() };
+/// Reads a shard without its seal. Its first `durable` bytes are known to be durable.
+pub(super) fn scan(file: &ReadFile, place: Place, durable: u64) -> Result<Scan> {
+    let scan = Scan::default();
+    let mut walk = Walk { file, place, durable, at: 0, sequence: 0, chain: Some(0), records: Vec::new(), scan };
     while walk.step()? {}
     let mut scan = walk.scan;
-    drop_torn_commits(file, &mut scan)?;
+    drop_torn_commits(file, &mut scan, durable)?;
     let last = scan.groups.last().and_then(|group| group.records.last());
     scan.end = last.map_or(0, Found::end);
     scan.records = last.map_or(0, |found| found.header.sequence + 1);
@@ -132,6 +134,7 @@ pub(super) fn scan(file: &ReadFile, place: Place) -> Result<Scan> {
 struct Walk<'a> {
     file: &'a ReadFile,
     place: Place,
+    durable: u64,
     at: u64,
     sequence: u64,
     /// Unknown between damage and the next commit.
@@ -177,8 +180,9 @@ impl Walk<'_> {
 
     /// Something is wrong at `at`: goes on behind it if it had been durable, else the shard ends before it.
     fn skip_damage(&mut self) -> Result<bool> {
-        let Some(next) = next_record(self.file, self.at, self.place)? else { return Ok(false) };
-        if self.durable_behind(next)? <= self.at {
+        let next = next_record(self.file, self.at, self.place)?;
+        let behind = next.map_or(Ok(0), |next| self.durable_behind(next))?;
+        if behind.max(self.durable) <= self.at {
             return Ok(false);
         }
         let message = format!(
@@ -186,6 +190,7 @@ impl Walk<'_> {
             named(self.file, self.at)
         );
         self.scan.damage.push(Error::new(Kind::Checksum, message));
+        let Some(next) = next else { return Ok(false) };
         (self.at, self.sequence, self.chain) = (next.offset, next.header.sequence, None);
         Ok(true)
     }
@@ -211,11 +216,11 @@ impl Walk<'_> {
 
 /// Commits that were not synced when the file was last written to may miss any of their bytes: they stand up to the
 /// first that does.
-fn drop_torn_commits(file: &ReadFile, scan: &mut Scan) -> Result<()> {
+fn drop_torn_commits(file: &ReadFile, scan: &mut Scan, durable: u64) -> Result<()> {
     if scan.seal.is_some() {
         return Ok(());
     }
-    let durable = scan.groups.iter().map(|group| group.commit.durable).max().unwrap_or(0);
+    let durable = scan.groups.iter().map(|group| group.commit.durable).fold(durable, u64::max);
     for (n, group) in scan.groups.iter().enumerate() {
         let unsynced = group.records.iter().filter(|found| found.end() > durable);
         for found in unsynced {

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::super::{Stored, lock};
-use super::scan::{Found, header_at, named, payload_of, scan};
+use super::scan::{Found, Group, header_at, named, payload_of, scan};
 use super::{Scan, shard_path};
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
 use crate::format::{
-    Change, CommitRecord, EntryHeader, EntryRecord, ModelPlace, Place, RecordType, SealedShard, malformed,
+    Change, CommitRecord, EntryHeader, EntryRecord, Extent, ModelPlace, Place, RecordType, Sealed, malformed,
 };
 
 /// A shard open for reading.
@@ -43,30 +43,28 @@ impl Shard {
         Ok(Self { file, place, places: RwLock::default(), models: Mutex::default() })
     }
 
-    /// What a sealed shard holds, from its seal; a damaged seal is no loss, the commits before it say the same.
-    pub(super) fn read_sealed(&self, sealed: &SealedShard) -> Result<Scan> {
+    /// What the shard holds. Of a sealed one its seal says so; a damaged seal is no loss, the commits say the same.
+    pub(super) fn read(&self, extent: Option<&Extent>) -> Result<Scan> {
+        let durable = extent.map_or(0, |extent| extent.length);
         let length = self.file.length()?;
-        if length < sealed.length {
-            let message = format!(
-                "`{}` has `{length}` bytes of `{}` that were sealed",
-                self.file.path().display(),
-                sealed.length
-            );
-            let mut scan = scan(&self.file, self.place)?;
+        if length < durable {
+            let message =
+                format!("`{}` has `{length}` bytes of `{durable}` that were written", self.file.path().display());
+            let mut scan = scan(&self.file, self.place, durable)?;
             scan.damage = vec![Error::new(Kind::Truncated, message)];
             return Ok(scan);
         }
-        match self.read_seal(sealed.seal) {
-            Ok((seal, commit)) => Ok(Scan {
-                groups: vec![super::scan::Group { records: Vec::new(), commit }],
-                seal: Some(seal),
-                ..Scan::default()
-            }),
-            Err(_) => scan(&self.file, self.place),
+        let sealed = extent.and_then(|extent| extent.seal);
+        match sealed.map(|sealed| self.read_seal(sealed)) {
+            Some(Ok((seal, commit))) => {
+                Ok(Scan { groups: vec![Group { records: Vec::new(), commit }], seal: Some(seal), ..Scan::default() })
+            }
+            _ => scan(&self.file, self.place, durable),
         }
     }
 
-    fn read_seal(&self, offset: u64) -> Result<(Found, CommitRecord)> {
+    fn read_seal(&self, sealed: Sealed) -> Result<(Found, CommitRecord)> {
+        let offset = sealed.offset;
         let found =
             header_at(&self.file, offset, self.place)?.filter(|found| found.header.record_type == RecordType::Seal);
         let found = found.ok_or_else(|| malformed(format!("{}: no seal", named(&self.file, offset))))?;

@@ -4,14 +4,14 @@ use super::append::hash_file;
 use super::scan::{self, check_payload, header_at, named};
 use super::shard::Shard;
 use crate::error::{Error, Kind, Result};
-use crate::format::SealedShard;
+use crate::format::Extent;
 
 /// Every record of a shard: header, payload, place; and the whole file, if it is sealed.
-pub(super) fn verify_shard(shard: &Shard, sealed: Option<&SealedShard>) -> Result<Vec<Error>> {
+pub(super) fn verify_shard(shard: &Shard, extent: Option<&Extent>) -> Result<Vec<Error>> {
     let mut damage = Vec::new();
-    let end = match sealed {
-        Some(sealed) => sealed.length,
-        None => scan::scan(&shard.file, shard.place)?.end,
+    let end = match extent {
+        Some(Extent { length, seal: Some(_), .. }) => *length,
+        _ => scan::scan(&shard.file, shard.place, 0)?.end,
     };
     let mut at = 0;
     while at < end {
@@ -27,9 +27,9 @@ pub(super) fn verify_shard(shard: &Shard, sealed: Option<&SealedShard>) -> Resul
         damage.extend(check_payload(&shard.file, &found).err());
         at = found.end();
     }
-    if let (Some(sealed), true) = (sealed, damage.is_empty()) {
+    if let (Some(Extent { length, seal: Some(sealed), .. }), true) = (extent, damage.is_empty()) {
         let mut hasher = blake3::Hasher::new();
-        hash_file(shard, sealed.length, &mut hasher)?;
+        hash_file(shard, *length, &mut hasher)?;
         if hasher.finalize().as_bytes() != &sealed.blake3 {
             let message = format!("`{}` is not the file that was sealed", shard.file.path().display());
             damage.push(Error::new(Kind::Checksum, message));
