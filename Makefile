@@ -35,8 +35,10 @@ format: .stamps/environment
 	$(BIN)/ruff format $(PYTHON_SOURCES)
 	$(BIN)/ruff check --fix $(PYTHON_SOURCES)
 
+DIST ?= dist
+
 wheel: .stamps/environment
-	$(MATURIN) build --release --out dist
+	$(MATURIN) build --release --out $(DIST)
 
 clean:
 	rm -rf .stamps $(VENV) dist target

@@ -5,16 +5,38 @@ from typing import Any, TypeAlias, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "FORMAT_VERSION",
+    "Batch",
+    "Ring",
+    "Slot",
+    "Store",
+    "StoredEntry",
+    "Writer",
+    "__version__",
+    "backends",
+    "codecs",
+    "dtypes",
+    "error_kinds",
+    "key_of_ids",
+    "key_of_prompt",
+    "select_positions",
+]
+
 __version__: str
 FORMAT_VERSION: int
 
-PositionsLike: TypeAlias = str | Sequence[int] | None
+_PositionsLike: TypeAlias = str | Sequence[int] | None
 
 def error_kinds() -> list[str]:
     """Every `kind` an error of the core can have."""
 
-def codecs() -> list[str]: ...
-def backends() -> list[str]: ...
+def codecs() -> list[str]:
+    """Names of the codecs."""
+
+def backends() -> list[str]:
+    """Names of the backends."""
+
 def dtypes() -> list[tuple[str, int]]:
     """Name and bytes of an element of each dtype."""
 
@@ -24,7 +46,7 @@ def key_of_prompt(prompt: str) -> str:
 def key_of_ids(token_ids: Sequence[int]) -> str:
     """SHA-256 hex of `ids:` plus the ids as little-endian uint32."""
 
-def select_positions(positions: PositionsLike, tokens: int, prompt_length: int | None) -> list[int]:
+def select_positions(positions: _PositionsLike, tokens: int, prompt_length: int | None) -> list[int]:
     """Ascending positions that a selection names in a sequence; `unknown_position` where it cannot."""
 
 @final
@@ -36,12 +58,16 @@ class Ring:
     def slot_bytes(self) -> int: ...
     def slots(self) -> list[Slot]:
         """Every slot of the ring once, to lay tensors over them and register them with a device."""
+
     def acquire(self) -> int:
         """Index of a free slot; waits, without the interpreter, until one is released. The wait counts as stall."""
+
     def release(self, index: int) -> None:
-        """Gives a slot back unused."""
+        """Give a slot back unused."""
+
     def close(self) -> None:
-        """Wakes whoever waits; `acquire` fails from now on."""
+        """Wake whoever waits; `acquire` fails from now on."""
+
     @property
     def stall_seconds(self) -> float: ...
 
@@ -59,7 +85,11 @@ class Store:
 
     @staticmethod
     def create(path: str | None, backend: str, settings: str, memory: int) -> Store:
-        """`settings`: JSON object with codec, dtype, overflow, on_conflict, durability. `path` is None for `memory` only."""
+        """Make a store; `path` is None for backends that live in memory.
+
+        `settings`: JSON object with codec, dtype, overflow, on_conflict, durability.
+        """
+
     @staticmethod
     def open(path: str, writable: bool, memory: int) -> Store: ...
     @property
@@ -72,26 +102,42 @@ class Store:
     def closed(self) -> bool: ...
     def settings(self) -> str:
         """JSON object: what `create` was given, plus store_id, format_version and token_convention."""
+
     def damage(self) -> list[str]:
         """What was found damaged when opening: entries may be missing because of it. Empty for a sound store."""
+
     def __len__(self) -> int: ...
-    def __contains__(self, key: str) -> bool: ...
+    def __contains__(self, key: str, /) -> bool: ...
     def keys(self) -> list[str]:
         """Keys in the order of writing; a replaced entry keeps its place."""
+
     def entry(self, key: str) -> StoredEntry: ...
     def documents(self) -> list[str]:
-        """The metadata document of each entry, as JSON text, in the order of `keys`. See `Writer.put`."""
+        """The document of each entry as JSON text, in the order of `keys`. See `StoredEntry.document`."""
+
     def metadata_stream(self) -> Any:
         """PyCapsule `arrow_array_stream` of one row an entry."""
-    def read(self, requests: Sequence[tuple[StoredEntry, str, PositionsLike, Buffer]]) -> None:
-        """Decodes each (entry, hook point, positions) into its writable buffer, in parallel, without the interpreter."""
+
+    def read(self, requests: Sequence[tuple[StoredEntry, str, _PositionsLike, Buffer]]) -> None:
+        """Decode each (entry, hook point, positions) into its writable buffer, in parallel."""
+
     def delete(self, keys: Sequence[str]) -> int:
         """Durable on return; the number of entries deleted. Missing keys are fine."""
+
     def writer(self) -> Writer: ...
     def info(self) -> str:
-        """JSON: entries, damaged, tokens, raw_bytes, stored_bytes, file_bytes, points: [{point, dtype, entries, rows, raw_bytes, stored_bytes, nonfinite, saturated, encodings: {name: frames}}]."""
+        """JSON: entries, damaged, tokens, raw_bytes, stored_bytes, file_bytes, points.
+
+        Each point: point, dtype, entries, rows, raw_bytes, stored_bytes, nonfinite, saturated, and the number of frames
+        by encoding.
+        """
+
     def verify(self, progress: Callable[[int, int], object] | None = None) -> str:
-        """Reads and checks every byte. JSON: entries, frames, bytes, damage: [{kind, message, key}]. `progress(done, total)` in entries."""
+        """Read and check every byte. JSON: entries, frames, bytes, damage as a list of {kind, message, key}.
+
+        `progress(done, total)` counts entries.
+        """
+
     def close(self) -> None: ...
 
 @final
@@ -103,16 +149,24 @@ class StoredEntry:
     @property
     def content_id(self) -> str: ...
     def document(self) -> str:
-        """JSON object: key, key_recipe, prompt, response, prompt_sha256, prompt_length, positions, metadata, created."""
+        """JSON object.
+
+        Its fields: key, key_recipe, prompt, response, prompt_sha256, prompt_length, positions, metadata, created.
+        """
+
     def token_ids(self) -> list[int] | None: ...
     def points(self) -> list[tuple[str, str, list[int]]]:
         """(hook point, dtype, shape) in the canonical order."""
-    def layout(self, point: str, positions: PositionsLike) -> tuple[str, list[int], int]:
+
+    def layout(self, point: str, positions: _PositionsLike) -> tuple[str, list[int], int]:
         """(dtype, shape, bytes) of what `Store.read` will write for this selection."""
 
 @final
 class Writer:
-    """A writing session: bounded queue, parallel encoding, one committer. The first failure is kept and raised by every later call."""
+    """A writing session: bounded queue, parallel encoding, one committer.
+
+    The first failure is kept and raised by every later call.
+    """
 
     def put(
         self,
@@ -120,34 +174,53 @@ class Writer:
         token_ids: Sequence[int] | None,
         activations: Sequence[tuple[str, str, Sequence[int], Buffer]],
     ) -> None:
-        """Queues a whole entry. `document`: JSON object with key (str or null), prompt, response, prompt_length, positions
-        (list of [start, stop) of the stored rows, or null where rows are not tied to tokens), metadata (object), created (Unix seconds).
-        Each activation is (hook point, dtype, shape, C-order bytes); the bytes are copied before the call returns."""
+        """Queue a whole entry.
+
+        `document`: JSON object with key (str or null), key_recipe, prompt, response, prompt_length, positions (list of
+        [start, stop) of the stored rows, or null where rows are not tied to tokens), metadata (object) and created
+        (Unix seconds). Each activation is (hook point, dtype, shape, C-order bytes); the bytes are copied before the
+        call returns.
+        """
+
     def begin(self, rows: int) -> Batch:
         """Drafts for the `rows` rows of one model call."""
+
     def flush(self) -> None:
-        """Returns when everything put before is durable."""
+        """Return when everything put before is durable."""
+
     def close(self) -> None:
-        """Commits what is complete, joins the threads, raises the first failure."""
+        """Commit what is complete, join the threads, raise the first failure."""
+
     def stats(self) -> str:
-        """JSON: entries, duplicates, rejected, tokens, raw_bytes, stored_bytes, commits, syncs, queue_bytes, queue_peak_bytes, wait_seconds."""
+        """JSON: entries, duplicates, rejected, tokens, raw_bytes, stored_bytes, commits, syncs, queue_bytes,
+        queue_peak_bytes, wait_seconds.
+        """
 
 @final
 class Batch:
-    """The entries that one model call fills, one a batch row. Not visible until finished; dropped if never finished."""
+    """The entries that one model call fills, one a batch row. Not visible until finished, dropped if never finished."""
 
     def point(self, name: str, dtype: str, row_shape: Sequence[int]) -> int:
-        """Index of a hook point in this batch, declared at its first firing. `row_shape` is the shape of one row: `[d]`."""
+        """Index of a hook point in this batch, declared at its first firing. `row_shape`, of one row, is `[d]`."""
+
     def rows(self, counts: Sequence[int]) -> int:
-        """Index of a row layout: a forward's selected rows, batch row by batch row: `counts[b]` rows belong to batch row b."""
+        """Index of a row layout: a forward's selected rows, batch row by batch row, `counts[b]` of batch row b."""
+
     def take(self, ring: Ring, slot: int, pieces: Sequence[tuple[int, int, int, int, int]]) -> None:
-        """Copies pieces out of a filled slot into the drafts, then releases the slot. A piece is
-        (point, layout, first_row, rows, offset): `rows` rows of the layout from `first_row` on lie at byte `offset` of the slot.
-        May wait for the queue, without the interpreter; releases the slot also on failure."""
+        """Copy pieces out of a filled slot into the drafts, then release the slot, also on failure.
+
+        A piece is (point, layout, first_row, rows, offset): `rows` rows of the layout from `first_row` on lie at byte
+        `offset` of the slot. May wait for the queue, without the interpreter.
+        """
+
     def finish(
         self, row: int, document: str, token_ids: Sequence[int], captured: int, select: Sequence[int] | None
     ) -> None:
-        """Queues batch row `row` as an entry. Every point must have exactly `captured` rows, else `rows_not_tokens`;
-        `select` keeps only these rows, in this order. `document` as in `Writer.put`; its positions must be as many as the rows kept."""
+        """Queue batch row `row` as an entry; `document` as in `Writer.put`.
+
+        Every point must have exactly `captured` rows, else `rows_not_tokens`; `select` keeps only these rows, in this
+        order. The document's positions must be as many as the rows kept.
+        """
+
     def reject(self, row: int) -> None:
-        """Drops a draft and counts it as rejected."""
+        """Drop a draft and count it as rejected."""

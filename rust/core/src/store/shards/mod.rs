@@ -101,7 +101,8 @@ impl Shards {
                 apply(&mut index, &shard, &group.commit);
             }
             shards.insert(number, shard.clone());
-            if contents.log.extents.get(&number).is_none_or(|extent| extent.seal.is_none()) {
+            let sealed = contents.log.extents.get(&number).is_some_and(|extent| extent.seal.is_some());
+            if lock.is_some() && !sealed {
                 unsealed.push((shard, scan));
             }
         }

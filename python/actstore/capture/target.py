@@ -1,0 +1,67 @@
+"""The store that a recorder writes to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore import store as stores
+from actstore.errors import InvalidInputError, NotFoundError
+from actstore.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from actstore.store import Store
+
+__all__ = ["Default", "Target"]
+
+
+class Default(str):
+    """A default value, to be told from the same value given by the caller."""
+
+    __slots__ = ()
+
+
+class Target:
+    """An open store, a path to one or for one, or None for one in memory, with the settings asked for."""
+
+    def __init__(
+        self, place: Store | str | os.PathLike[str] | None, settings: Mapping[str, str], memory: int | str
+    ) -> None:
+        self.memory = parse_bytes("memory", memory)
+        self._place = place
+        self._settings = settings
+
+    def open(self) -> Store:
+        """The store, writable. Errors: `invalid_option` where it exists with other settings than were asked for."""
+        if isinstance(self._place, stores.Store):
+            self._require_settings(self._place)
+            return self._place
+        if self._place is None:
+            return stores.create(None, "memory", memory=self.memory, **self._settings)
+        try:
+            store = stores.open(self._place, "a", memory=self.memory)
+        except NotFoundError:
+            return stores.create(self._place, memory=self.memory, **self._settings)
+        try:
+            self._require_settings(store)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def settle(self, store: Store) -> Store:
+        """What the caller has of `store` once it is written: one opened from a path gives its lock back."""
+        path = store.path
+        if store is self._place or path is None:
+            return store
+        store.close()
+        return stores.open(path, "r", memory=self.memory)
+
+    def _require_settings(self, store: Store) -> None:
+        for name, wanted in self._settings.items():
+            actual = store.settings[name]
+            if not isinstance(wanted, Default) and str(wanted).removeprefix("torch.") != actual:
+                message = f"`{name}` is `{wanted}`, but the store has `{actual}`; leave it out or use another store"
+                raise InvalidInputError("invalid_option", message)

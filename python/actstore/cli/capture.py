@@ -1,0 +1,196 @@
+"""`capture MODEL INPUT --store OUT`: a model over a file of prompts, resumable."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from actstore.cli.app import command
+from actstore.cli.inputs import Row, read_rows
+from actstore.cli.progress import Progress
+from actstore.cli.resume import Run, remaining
+from actstore.errors import InvalidInputError, NotFoundError
+from actstore.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from actstore.capture import Recorder
+    from actstore.cli.models import LoadedModel
+    from actstore.store import Store
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do with the rows."""
+
+    loaded: LoadedModel
+    run: Run
+    batch_size: int
+    generation: dict[str, Any]
+
+
+@command
+def capture(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="`.txt` or `.jsonl` file.")],
+    store: Annotated[Path, typer.Option(help="Directory of the store; created, or appended to.")],
+    layers: Annotated[str, typer.Option(help="`all`, `first_half`, `second_half` or numbers such as `4,8`.")] = "all",
+    points: Annotated[str, typer.Option(help="Hook points, separated by commas.")] = "resid_post",
+    positions: Annotated[
+        str, typer.Option(help="`all`, `prompt`, `response`, `last` or numbers such as `0,-1`.")
+    ] = "all",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a call of the model.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, greedily.")] = 64,
+    dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
+    codec: Annotated[str | None, typer.Option(help="`planes` (default), `zstd` or `raw`.")] = None,
+    model_revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set; with --split it makes the keys.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first rows.")] = None,
+    padding_side: Annotated[
+        Literal["left", "right"] | None, typer.Option(help="By default left to generate, right to read.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as `cuda:1`; the first CUDA device by default, else cpu.")
+    ] = None,
+) -> None:
+    """Capture a model over a file of prompts. MODEL is `demo`, a path, or a name on the Hugging Face Hub.
+
+    INPUT is a `.txt` file with a prompt a line, or a `.jsonl` file of objects with a `prompt`: the model generates, and
+    each prompt becomes an entry. Where the objects have a `response` too, nothing is generated: prompt and response are
+    tokenized one by one, the response without special tokens, and the model reads both in one forward. Other fields of
+    an object go to the metadata of its entry.
+
+    Repeat the command to continue: what is stored is skipped if model, settings and text are the same.
+    """
+    if (dataset is None) != (split is None):
+        raise typer.BadParameter("give both `--dataset` and `--split`, or neither")
+    rows = read_rows(input, limit)
+    from actstore.cli.models import load_model
+
+    loaded = load_model(model, model_revision, device)
+    generates = rows[0].response is None
+    loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
+    with _open_store(store, codec, dtype) as opened:
+        settings = {
+            "model": loaded.name,
+            "revision": loaded.revision,
+            "layers": layers,
+            "points": points,
+            "positions": positions,
+            "max_new_tokens": max_new_tokens if generates else None,
+            "padding_side": loaded.tokenizer.padding_side,
+            "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "stored_dtype": opened.settings["dtype"],
+        }
+        generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        plan = _Plan(loaded, Run(settings, dataset, split), batch_size, generation)
+        _capture_remaining(opened, rows, plan, shown=context.obj.progress)
+
+
+def _open_store(path: Path, codec: str | None, dtype: str | None) -> Store:
+    """The store at `path`, created where there is none; one that exists must have the settings asked for."""
+    import actstore
+
+    try:
+        store = actstore.open(path, "a")
+    except NotFoundError:
+        return actstore.create(path, codec=codec or "planes", dtype=dtype)
+    for name, wanted in (("codec", codec), ("dtype", dtype)):
+        if wanted is not None and wanted != store.settings[name]:
+            message = f"`{name}` is `{wanted}`; the store `{path}` was created with `{store.settings[name] or 'none'}`"
+            store.close()
+            raise InvalidInputError("invalid_option", message)
+    return store
+
+
+def _capture_remaining(store: Store, rows: list[Row], plan: _Plan, *, shown: bool) -> None:
+    todo = remaining(store, rows, plan.run)
+    keys = {plan.run.key(row) for row in rows}
+    if len(todo) < len(keys):
+        typer.echo(f"skipping {len(keys) - len(todo):,} already stored")
+    if todo:
+        recorder = _recorder(store, plan)
+        typer.echo(_estimate(todo, plan, store))
+        try:
+            _capture_all(recorder, todo, plan, Progress(len(keys), "prompts", shown=shown, first=len(keys) - len(todo)))
+        except KeyboardInterrupt:
+            stored = sum(key in store for key in keys)
+            typer.echo(f"stopped at {stored}/{len(keys)}; run the same command again to continue", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(str(recorder.stats))
+    typer.echo(f"all {len(keys):,} are stored in {store.path}; next: actstore-cli info {store.path}")
+
+
+def _recorder(store: Store, plan: _Plan) -> Recorder:
+    import actstore
+
+    settings = plan.run.settings
+    return actstore.capture(
+        plan.loaded.model,
+        plan.loaded.tokenizer,
+        layers=settings["layers"],
+        points=settings["points"].split(","),
+        positions=_positions(settings["positions"]),
+        store=store,
+    )
+
+
+def _capture_all(recorder: Recorder, rows: list[Row], plan: _Plan, progress: Progress) -> None:
+    with recorder, progress:
+        for start in range(0, len(rows), plan.batch_size):
+            batch = rows[start : start + plan.batch_size]
+            _capture_batch(recorder, batch, plan)
+            progress.advance(len(batch), _note(recorder))
+
+
+def _positions(text: str) -> str | list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        return text
+
+
+def _note(recorder: Recorder) -> str:
+    stats = recorder.stats
+    written = format_bytes(stats.stored_bytes)
+    speed = f"{stats.tokens:,} tok  {stats.tokens_per_second:,.0f} tok/s"
+    return f"{speed}  {written} written  {stats.stall_ms:.0f} ms stalled"
+
+
+def _capture_batch(recorder: Recorder, rows: list[Row], plan: _Plan) -> None:
+    metadata = [plan.run.metadata(row) for row in rows]
+    # None leaves the key to be that of the prompt.
+    keys = None if plan.run.dataset is None else [plan.run.key(row) for row in rows]
+    prompts = [row.prompt for row in rows]
+    if rows[0].response is None:
+        recorder.generate(prompts, metadata=metadata, keys=keys, batch_size=len(rows), **plan.generation)
+        return
+    from actstore.cli.models import read_batch
+
+    batch, prompt_lengths = read_batch(plan.loaded, prompts, [row.response or "" for row in rows])
+    recorder.label(keys=[plan.run.key(row) for row in rows], metadata=metadata, prompt_lengths=prompt_lengths)
+    plan.loaded.forward(batch)
+
+
+def _estimate(rows: list[Row], plan: _Plan, store: Store) -> str:
+    """One line: what the rest will weigh at most, before compression, and what is free."""
+    from actstore.cli.models import mean_tokens
+
+    settings = plan.run.settings
+    prompt = mean_tokens(plan.loaded, [row.prompt for row in rows])
+    response = settings["max_new_tokens"] - 1 if rows[0].response is None else 0.0
+    if rows[0].response is not None:
+        response = mean_tokens(plan.loaded, [row.response or "" for row in rows])
+    kept = {"all": prompt + response, "prompt": prompt, "response": response, "last": 1.0}
+    positions = _positions(settings["positions"])
+    tokens = len(rows) * (kept.get(positions, prompt + response) if isinstance(positions, str) else len(positions))
+    points = plan.loaded.points(settings["points"], settings["layers"])
+    size = tokens * plan.loaded.row_bytes(points, settings["stored_dtype"])
+    free = shutil.disk_usage(store.path or ".").free
+    about = f"{len(rows):,} prompts, at most about {tokens:,.0f} rows at {len(points)} hook points"
+    return f"{about}: {format_bytes(size)} before compression; {format_bytes(free)} free"

@@ -1,0 +1,82 @@
+"""The input of `capture`: a text file with a prompt a line, or JSON lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+from actstore.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+RESERVED = ("model", "revision", "dataset", "split", "row", "input_sha256", "run")
+"""Metadata that `capture` writes itself, so that no field of an input may have these names."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the input: its number from 0, its text, and its other fields."""
+
+    number: int
+    prompt: str
+    response: str | None
+    metadata: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the text."""
+        return hashlib.sha256(json.dumps([self.prompt, self.response]).encode()).hexdigest()
+
+
+def read_rows(path: Path, limit: int | None) -> list[Row]:
+    """The first `limit` rows of a `.txt` or `.jsonl` file, blank lines left out.
+
+    Errors: `InvalidInputError` of kind `invalid_option` that names the line, also where only some rows have a response.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        message = f"`{path}` is no input; give a `.txt` file with a prompt a line, or a `.jsonl` file"
+        raise InvalidInputError("invalid_option", message)
+    rows = list(islice(_rows(path), limit))
+    if not rows:
+        raise InvalidInputError("invalid_option", f"`{path}` has no prompts")
+    without = next((row.number for row in rows if (row.response is None) != (rows[0].response is None)), None)
+    if without is not None:
+        message = f"`{path}` line {without + 1}: either every row has a `response` or none has"
+        raise InvalidInputError("invalid_option", message)
+    return rows
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines):
+                text = line.rstrip("\n")
+                if text.strip():
+                    yield Row(number, text, None, {}) if path.suffix == ".txt" else _from_json(path, number, text)
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("invalid_option", f"`{path}` is not UTF-8: {error.reason}") from None
+
+
+def _from_json(path: Path, number: int, text: str) -> Row:
+    place = f"`{path}` line {number + 1}"
+    try:
+        parsed: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidInputError("invalid_option", f"{place} is not JSON: {error.msg}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidInputError("invalid_option", f"{place} is no JSON object")
+    fields = cast("dict[str, Any]", parsed)
+    prompt, response = fields.pop("prompt", None), fields.pop("response", None)
+    if not isinstance(prompt, str) or not isinstance(response, str | None):
+        raise InvalidInputError(
+            "invalid_option", f"{place} needs a `prompt`, and a `response` if any, that are strings"
+        )
+    taken = [name for name in RESERVED if name in fields]
+    if taken:
+        raise InvalidInputError("invalid_option", f"{place} has the field `{taken[0]}`, which `capture` writes itself")
+    return Row(number, prompt, response, fields)

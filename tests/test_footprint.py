@@ -1,0 +1,92 @@
+"""What a store costs: bytes on disk, and memory while it is written and read."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import actstore
+import numpy as np
+import pytest
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_raw_stores_cost_two_percent_at_most(tmp_path: Path) -> None:
+    """2,000 entries of 7 x [64, 384] bf16."""
+    import ml_dtypes
+
+    random = np.random.default_rng(0)
+    raw = 0
+    with actstore.create(tmp_path / "s", codec="raw") as store, store.writer() as writer:
+        for index in range(2000):
+            bits = random.integers(0, 2**16, (7, 64, 384), np.uint16)
+            raw += bits.nbytes
+            writer.put(
+                prompt=f"prompt {index}",
+                response=f"response {index}",
+                token_ids=range(64),
+                prompt_length=50,
+                activations={layer: bits[layer].view(ml_dtypes.bfloat16) for layer in range(7)},
+                metadata={"model": "demo", "row": index},
+            )
+    assert size_of(tmp_path / "s") <= 1.02 * raw
+
+
+@pytest.mark.parametrize("codec", ["raw", "planes"])
+def test_an_entry_costs_a_kilobyte_at_most(codec: str, tmp_path: Path) -> None:
+    with actstore.create(tmp_path / "s", codec=codec) as store, store.writer() as writer:
+        for index in range(2000):
+            writer.put(prompt=f"prompt {index}", activations={0: np.array([index], np.float32)})
+    assert size_of(tmp_path / "s") <= 2000 * 1000
+
+
+def peak_of(entries: int, path: Path) -> tuple[int, int]:
+    """Most anonymous memory, in kB above that of the start, that writing and then reading `entries` entries takes."""
+    script = """
+        import sys, threading
+        import numpy as np
+        import actstore
+
+        def anonymous_kilobytes():
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+        count, path = int(sys.argv[1]), sys.argv[2]
+        random = np.random.default_rng(0)
+        arrays = [random.standard_normal((16, 64)).astype(np.float32) for _ in range(100)]
+        peak, stopped = 0, threading.Event()
+
+        def watch():
+            global peak
+            while not stopped.wait(0.002):
+                peak = max(peak, anonymous_kilobytes())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with actstore.create(path, memory="8 MiB") as store, store.writer() as writer:
+            for index in range(count):
+                writer.put(
+                    prompt=f"prompt {index}", token_ids=range(16), prompt_length=8,
+                    activations={layer: arrays[(index + layer) % 100] for layer in range(4)},
+                )
+        written = peak
+        with actstore.open(path) as store:
+            read = sum(1 for _ in store.scan(3)) + sum(entry.numpy(0).shape[0] > 0 for entry in store)
+        assert read == 2 * count
+        stopped.set()
+        watcher.join()
+        print(written, peak)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(entries), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    written, peak = map(int, done.stdout.split())
+    return written, peak
+
+
+def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
+    _, few = peak_of(2000, tmp_path / "few")
+    _, many = peak_of(20_000, tmp_path / "many")
+    assert many <= 1.1 * few, f"{few} kB for 2,000 entries, {many} kB for 20,000"
