@@ -100,9 +100,11 @@ pub struct Document {
 impl Document {
     /// Reads a document and checks its size and positions.
     pub fn parse(json: &str) -> Result<Self> {
-        if json.len() > MAX_DOCUMENT_BYTES {
-            let message = format!("metadata of `{}` bytes is above the limit of 16 MiB an entry", json.len());
-            return Err(Error::new(Kind::LimitExceeded, message));
+        check_document_bytes(json.len())?;
+        // The JSON library's own mark of a number kept as text: taken from a document, it would change what it says.
+        if json.contains("$serde_json::private::") {
+            let message = "metadata has a field `$serde_json::private::...`, a name that cannot be stored; rename it";
+            return Err(Error::new(Kind::InvalidMetadata, message));
         }
         let document: Self = serde_json::from_str(json).map_err(|e| {
             Error::new(Kind::InvalidMetadata, format!("metadata cannot be read as an entry's document: {e}"))
@@ -159,10 +161,12 @@ impl Document {
         self.positions.as_ref().map(|ranges| ranges.iter().map(|[start, stop]| stop - start).sum())
     }
 
-    /// The document as stored.
+    /// The document as stored; refused where a reader would refuse it.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|e| Error::new(Kind::InvalidMetadata, format!("metadata cannot be written: {e}")))
+        let json = serde_json::to_string(self)
+            .map_err(|e| Error::new(Kind::InvalidMetadata, format!("metadata cannot be written: {e}")))?;
+        check_document_bytes(json.len())?;
+        Ok(json)
     }
 
     /// The document as shown to people: the stored one with `prompt_sha256` and every field present.
@@ -228,6 +232,13 @@ impl Document {
             Error::new(Kind::UnknownPosition, message)
         })
     }
+}
+
+fn check_document_bytes(bytes: usize) -> Result<()> {
+    if bytes <= MAX_DOCUMENT_BYTES {
+        return Ok(());
+    }
+    Err(Error::new(Kind::LimitExceeded, format!("metadata of `{bytes}` bytes is above the limit of 16 MiB an entry")))
 }
 
 fn show_ranges(ranges: &[[u64; 2]]) -> String {
@@ -419,6 +430,25 @@ mod tests {
         assert_eq!(Positions::At(vec![-1, 0, 4]).select(5, None).unwrap(), [0, 4]);
         assert_eq!(Positions::Response.select(5, None).unwrap_err().kind(), Kind::UnknownPosition);
         assert_eq!(Positions::At(vec![5]).select(5, None).unwrap_err().kind(), Kind::UnknownPosition);
+    }
+
+    #[test]
+    fn documents_that_would_not_come_back_are_refused() {
+        let hidden = r#"{"key_recipe":"user","key":"k","metadata":{"a":{"$serde_json::private::Number":"5"}}}"#;
+        assert_eq!(Document::parse(hidden).unwrap_err().kind(), Kind::InvalidMetadata);
+        let text = "x".repeat(MAX_DOCUMENT_BYTES - 60);
+        let mut large = document(&format!(r#"{{"key_recipe":"prompt","prompt":"{text}"}}"#));
+        large.assign_key(None).unwrap();
+        assert_eq!(large.to_json().unwrap_err().kind(), Kind::LimitExceeded);
+    }
+
+    #[test]
+    fn times_come_back_to_the_last_bit() {
+        for created in [1_763_700_000.123_456_7, 0.1, 1e308, f64::MIN_POSITIVE] {
+            let mut one = document(r#"{"key_recipe":"user","key":"k"}"#);
+            one.created = created;
+            assert_eq!(document(&one.to_json().unwrap()).created.to_bits(), created.to_bits());
+        }
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl HookPoint {
 
     /// The block it belongs to, if any.
     pub fn layer(&self) -> Option<u64> {
-        self.0.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
+        let number = self.0.strip_prefix("blocks.")?.split('.').next()?;
+        number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
     }
 
     fn rank(&self) -> (u8, u64, &str) {

@@ -118,6 +118,7 @@ struct Features {
     required: Vec<String>,
 }
 
+const FORMAT_NAME: &str = "actstore";
 /// Row j of an activation is the state computed at token j.
 const TOKEN_CONVENTION: &str = "at";
 
@@ -138,7 +139,7 @@ impl Manifest {
     /// The manifest as JSON.
     pub fn to_json(&self) -> Result<String> {
         let fields = ManifestFields {
-            format: "actstore".to_owned(),
+            format: FORMAT_NAME.to_owned(),
             version: FORMAT_VERSION,
             store_id: hex(&self.store_id),
             token_convention: TOKEN_CONVENTION.to_owned(),
@@ -175,8 +176,11 @@ impl Manifest {
             let message = format!("unknown token convention `{}`: upgrade actstore", fields.token_convention);
             return Err(Error::new(Kind::UnsupportedVersion, message));
         }
-        let id =
-            u128::from_str_radix(&fields.store_id, 16).map_err(|_| malformed("the store id is not 32 hex digits"))?;
+        if fields.format != FORMAT_NAME {
+            return Err(malformed(format!("`{}` is not the format of a store", fields.format)));
+        }
+        let id = u128::from_str_radix(&fields.store_id, 16).ok().filter(|_| fields.store_id.len() == 32);
+        let id = id.ok_or_else(|| malformed("the store id is not 32 hex digits"))?;
         Ok(Self { store_id: id.to_be_bytes(), settings: Settings::from_fields(&fields.settings)? })
     }
 }

@@ -80,6 +80,9 @@ fn plan(request: Request<'_>) -> Result<Vec<Task<'_>>> {
             format!("`{}` rows of `{}` do not fit a buffer of `{}` bytes", wanted, activation.point, out.len());
         return Err(Error::new(Kind::InvalidTensor, message));
     }
+    if out.is_empty() {
+        return Ok(Vec::new());
+    }
     let model = activation.model.map(|id| entry.model(&id)).transpose()?;
     let pieces = match rows {
         None => all_pieces(activation, row_bytes, out)?,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::encode::{Draft, encode, fit_models};
-use crate::entry::ContentId;
+use crate::entry::{ContentId, check_key};
 use crate::error::{Error, Kind, Result};
 use crate::format::EntryHeader;
 use crate::manifest::OnConflict;
@@ -383,7 +383,10 @@ impl Resolver<'_> {
                 OnConflict::Skip => return self.duplicate(),
                 OnConflict::Replace => {}
                 OnConflict::Number => match self.number(&key, entry.content_id) {
-                    Some(numbered) => entry.header.document.key = Some(numbered),
+                    Some(numbered) => match check_key(&numbered) {
+                        Ok(()) => entry.header.document.key = Some(numbered),
+                        Err(error) => return self.refuse(error),
+                    },
                     None => return self.duplicate(),
                 },
             },
@@ -402,7 +405,11 @@ impl Resolver<'_> {
         let message = format!(
             "key `{key}` is stored with other content; give another key, or create the store with on_conflict `skip`, `replace` or `number`"
         );
-        self.shared.refuse(Error::new(Kind::KeyConflict, message));
+        self.refuse(Error::new(Kind::KeyConflict, message))
+    }
+
+    fn refuse(&self, error: Error) -> Option<Operation> {
+        self.shared.refuse(error);
         None
     }
 

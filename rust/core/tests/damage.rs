@@ -242,6 +242,41 @@ fn a_commit_of_another_history_does_not_stand() {
 }
 
 #[test]
+fn a_manifest_of_another_store_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, other) = (directory.path().join("store"), directory.path().join("other"));
+    small_store(&root);
+    small_store(&other);
+    std::fs::copy(other.join("actstore.manifest"), root.join("actstore.manifest")).unwrap();
+    assert_eq!(Store::open(&root, true, MEMORY).unwrap_err().kind(), Kind::Checksum);
+    assert!(!Store::open(&root, false, MEMORY).unwrap().reading().unwrap().damage().is_empty());
+}
+
+#[test]
+fn a_seal_that_was_cut_off_is_a_tail() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    sealed_store(&root);
+    let (shard, log) = (root.join("shards/0-000001.shard"), root.join("logs/0.log"));
+    let (sound_shard, sound_log) = (std::fs::read(&shard).unwrap(), std::fs::read(&log).unwrap());
+    // The log as it was before the seal; of the seal the header, and zeros where its payload should be.
+    let seal = sound_shard.windows(5).rposition(|five| five == b"ACTR\x06").unwrap();
+    let mut cut = sound_shard.clone();
+    cut[seal + 64..].fill(0);
+    for left in [cut.as_slice(), &sound_shard[..seal + 64], &sound_shard[..seal + 1000]] {
+        std::fs::write(&shard, left).unwrap();
+        std::fs::write(&log, &sound_log[..320]).unwrap();
+        let store = Arc::new(Store::open(&root, true, MEMORY).unwrap());
+        assert_eq!((readable(&store).len() as u64, verified(&store)), (ENTRIES, 0));
+        put(&store, [draft(50, 0)]).unwrap();
+        store.close().unwrap();
+        let again = Store::open(&root, false, MEMORY).unwrap();
+        assert_eq!((readable(&again).len() as u64, verified(&again)), (ENTRIES, 0));
+        holds(&again, 50, 0).unwrap();
+    }
+}
+
+#[test]
 fn a_newer_version_is_refused_with_its_number() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("store");
@@ -249,6 +284,8 @@ fn a_newer_version_is_refused_with_its_number() {
     let manifest = root.join("actstore.manifest");
     let mut bytes = std::fs::read(&manifest).unwrap();
     bytes[5] = 7;
+    let checksum = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
     std::fs::write(&manifest, &bytes).unwrap();
     let error = Store::open(&root, false, MEMORY).unwrap_err();
     assert_eq!(error.kind(), Kind::UnsupportedVersion);

@@ -2,7 +2,7 @@
 
 use super::{Fields, count, malformed, size, small, u32_of, u64_of};
 use crate::codec::{Encoding, ModelId};
-use crate::entry::Document;
+use crate::entry::{ContentId, Document};
 use crate::error::{Error, Kind, Result};
 use crate::hook_point::HookPoint;
 use crate::tensor::{Dtype, Layout};
@@ -51,9 +51,9 @@ impl Activation {
         self.frames.iter().map(|frame| u64::from(frame.length)).sum()
     }
 
-    /// Frames an activation of this layout has.
+    /// Frames an activation of this layout has; none without bytes.
     pub fn frame_count(layout: &Layout, frame_rows: u64) -> u64 {
-        layout.rows().div_ceil(frame_rows.max(1))
+        if layout.bytes() == 0 { 0 } else { layout.rows().div_ceil(frame_rows.max(1)) }
     }
 
     /// Bounds what a reader has to hold to get at one row.
@@ -98,7 +98,11 @@ impl Activation {
             frame_rows: fields.u64()?,
             nonfinite: fields.u64()?,
             saturated: fields.u64()?,
-            model: (fields.u8()? == 1).then(|| fields.array()).transpose()?,
+            model: match fields.u8()? {
+                0 => None,
+                1 => Some(fields.array()?),
+                other => return Err(malformed(format!("`{other}` where a model is present or not"))),
+            },
             frames: Vec::new(),
         };
         let frames = fields.u32()?;
@@ -160,15 +164,11 @@ impl EntryHeader {
         }
         let activations = (0..points).map(|_| Activation::decode(&mut fields)).collect::<Result<Vec<_>>>()?;
         fields.end()?;
+        let ascending = activations.windows(2).all(|pair| matches!(pair, [left, right] if left.point < right.point));
+        if !ascending {
+            return Err(malformed("activations are not in the order of their hook points, each once"));
+        }
         Ok(Self { document, token_ids, activations })
-    }
-
-    /// The document alone, without decoding the rest.
-    pub fn decode_document(bytes: &[u8]) -> Result<Document> {
-        let mut fields = Fields::new(bytes);
-        let json = fields.u32()?;
-        fields.take(8)?;
-        Document::parse(fields.text(size(json.into())?)?)
     }
 
     /// Place of an activation in the list.
@@ -182,24 +182,33 @@ impl EntryHeader {
     }
 }
 
-/// Payload of an `entry` record of a shard: where its chunks begin in the shard, and its header.
-pub struct EntryRecord;
+/// Payload of an `entry` record of a shard: which entry it is, where its chunks begin in the shard, and its header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryRecord<'a> {
+    /// What the entry holds; here too, so that entries tell of themselves where a commit is lost.
+    pub content_id: ContentId,
+    /// Absolute file offset of the first frame of each activation.
+    pub offsets: Vec<u64>,
+    /// The bytes of an [`EntryHeader`].
+    pub header: &'a [u8],
+}
 
-impl EntryRecord {
-    /// `offsets[i]` is the absolute file offset of activation i's first frame.
-    pub fn encode(offsets: &[u64], header: &[u8]) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(4 + offsets.len() * 8 + header.len());
-        out.extend(count(offsets.len())?.to_le_bytes());
-        offsets.iter().for_each(|offset| out.extend(offset.to_le_bytes()));
-        out.extend(header);
+impl<'a> EntryRecord<'a> {
+    /// The payload as stored.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(36 + self.offsets.len() * 8 + self.header.len());
+        out.extend(self.content_id);
+        out.extend(count(self.offsets.len())?.to_le_bytes());
+        self.offsets.iter().for_each(|offset| out.extend(offset.to_le_bytes()));
+        out.extend(self.header);
         Ok(out)
     }
 
-    /// Offsets, and the bytes of the header.
-    pub fn decode(payload: &[u8]) -> Result<(Vec<u64>, &[u8])> {
+    /// Reads a payload that was checked.
+    pub fn decode(payload: &'a [u8]) -> Result<Self> {
         let mut fields = Fields::new(payload);
-        let offsets = fields.u32()?;
+        let (content_id, offsets) = (fields.array()?, fields.u32()?);
         let offsets = fields.take(size(u64::from(offsets) * 8)?)?.chunks_exact(8).map(u64_of).collect();
-        Ok((offsets, fields.rest))
+        Ok(Self { content_id, offsets, header: fields.rest })
     }
 }

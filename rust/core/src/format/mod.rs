@@ -139,7 +139,8 @@ impl RecordHeader {
         header
     }
 
-    /// Reads a header and checks its magic, checksum and version.
+    /// Reads a header and checks its magic, checksum and version. The header's layout is that of every version, so the
+    /// checksum comes first: a changed byte is damage, not another version.
     pub fn decode(bytes: &[u8; RECORD_HEADER_BYTES]) -> Result<Self> {
         let mut fields = Fields::new(bytes);
         if fields.take(4)? != MAGIC {
@@ -153,9 +154,12 @@ impl RecordHeader {
         if version > FORMAT_VERSION {
             return Err(unsupported_version(version));
         }
-        let record_type =
-            RecordType::from_code(code).ok_or_else(|| malformed(format!("unknown record type `{code}`")))?;
-        fields.take(2)?;
+        let reserved = fields.take(2)?;
+        let unknown = || {
+            let message = format!("a record of type `{code}`, which this build does not know: upgrade actstore");
+            Error::new(Kind::UnsupportedVersion, message)
+        };
+        let record_type = RecordType::from_code(code).filter(|_| reserved == [0, 0]).ok_or_else(unknown)?;
         Ok(Self {
             record_type,
             length: fields.u64()?,
@@ -180,11 +184,6 @@ pub fn unsupported_version(version: u8) -> Error {
         "written in format version `{version}`; this build reads versions up to {FORMAT_VERSION}: upgrade actstore"
     );
     Error::new(Kind::UnsupportedVersion, message)
-}
-
-/// Whether a file begins as ours do, and the format version it states.
-pub fn sniff(first_bytes: &[u8]) -> Option<u8> {
-    (first_bytes.get(..4)? == MAGIC).then(|| first_bytes.get(5).copied()).flatten()
 }
 
 fn count(n: usize) -> Result<u32> {

@@ -104,7 +104,7 @@ pub(super) struct Failed {
 pub(super) struct ShardWriter {
     records: RecordFile,
     pub(super) shard: Arc<Shard>,
-    /// Headers of the records since the last commit.
+    /// Headers of the records since the last commit, its own first.
     headers: Vec<u8>,
     durable: u64,
     /// All commits so far in one: what the seal will say.
@@ -115,8 +115,7 @@ pub(super) struct ShardWriter {
 impl ShardWriter {
     pub(super) fn create(disk: &dyn Disk, root: &Path, place: Place, manifest: &Manifest) -> Result<Self> {
         let path = shard_path(root, place);
-        let mut records = RecordFile::create(disk, &path, place, manifest)?;
-        records.file.sync()?;
+        let records = RecordFile::create(disk, &path, place, manifest)?;
         let shard = Arc::new(Shard::open(root, place)?);
         let durable = records.length();
         let headers = first_header(&shard)?;
@@ -135,7 +134,7 @@ impl ShardWriter {
             summary.changes.extend(group.commit.changes.iter().cloned());
         }
         let written_models = summary.models.iter().map(|model| model.id).collect();
-        Ok(Self { records, shard, headers: Vec::new(), durable: scan.end, summary, written_models })
+        Ok(Self { records, shard, headers: scan.last_commit().to_vec(), durable: scan.end, summary, written_models })
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -184,8 +183,8 @@ impl ShardWriter {
         }
         let commit =
             CommitRecord { chain: chain(self.summary.chain, &self.headers), durable: self.durable, models, changes };
-        self.records.append(RecordType::Commit, &[&commit.encode()?])?;
-        self.headers.clear();
+        let (_, header) = self.records.append(RecordType::Commit, &[&commit.encode()?])?;
+        self.headers = header.to_vec();
         self.summary.chain = commit.chain;
         self.summary.models.extend(&commit.models);
         self.summary.changes.extend(commit.changes.iter().cloned());
@@ -240,7 +239,9 @@ impl ShardWriter {
     }
 
     fn write_entry(&mut self, entry: &EncodedEntry, offsets: &[u64]) -> Result<Change> {
-        let payload = EntryRecord::encode(offsets, &entry.header.encode()?)?;
+        let header = entry.header.encode()?;
+        let record = EntryRecord { content_id: entry.content_id, offsets: offsets.to_vec(), header: &header };
+        let payload = record.encode()?;
         let offset = self.append(RecordType::Entry, &[&payload])?;
         let key = entry.header.document.key().to_owned();
         Ok(Change::Put { key, content_id: entry.content_id, offset, length: payload.len() as u64 })
@@ -255,6 +256,7 @@ impl ShardWriter {
     /// Finishes the shard; it is immutable from now on.
     pub(super) fn seal(mut self) -> Result<Extent> {
         self.summary.durable = self.durable;
+        self.summary.chain = chain(self.summary.chain, &self.headers);
         let payload = self.summary.encode()?;
         let (seal, _) = self.records.append(RecordType::Seal, &[&payload])?;
         self.records.sync()?;

@@ -32,6 +32,9 @@ pub(super) fn read(root: &Path, place: Place) -> Result<Log> {
     let (mut log, mut at) = (Log::default(), 0);
     while let Some(found) = header_at(&file, at, place)?.filter(|found| found.header.sequence == log.records) {
         let Ok(payload) = payload_of(&file, &found) else { break };
+        if (log.records == 0) != (found.header.record_type == RecordType::Head) {
+            break;
+        }
         if found.header.record_type == RecordType::Extent {
             let extent = Extent::decode(&payload)?;
             log.extents.insert(extent.shard, extent);
@@ -40,7 +43,8 @@ pub(super) fn read(root: &Path, place: Place) -> Result<Log> {
         log.records += 1;
     }
     log.end = at;
-    if next_record(&file, at, place)?.is_some() {
+    // The head was durable before the store was one.
+    if log.records == 0 || next_record(&file, at, place)?.is_some() {
         let message = format!("{}: a record of the log is damaged", named(&file, at));
         log.damage.push(Error::new(Kind::Checksum, message));
     }

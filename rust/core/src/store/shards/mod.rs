@@ -47,7 +47,11 @@ const SHARDS: &str = "shards";
 const LOGS: &str = "logs";
 
 fn shard_path(root: &Path, place: Place) -> PathBuf {
-    root.join(SHARDS).join(format!("{}-{:06}.shard", place.writer, place.shard))
+    root.join(SHARDS).join(shard_name(place.writer, place.shard))
+}
+
+fn shard_name(writer: u32, shard: u32) -> String {
+    format!("{writer}-{shard:06}.shard")
 }
 
 fn log_path(root: &Path, writer: u32) -> PathBuf {
@@ -194,6 +198,8 @@ impl Shards {
     }
 
     fn seal_current(&self, state: &mut WriterState) -> Result<()> {
+        // What the seal vouches for must be durable before it is written.
+        self.sync_current(state)?;
         let Some(writer) = state.current.take() else { return Ok(()) };
         let sealed = writer.seal().and_then(|sealed| self.log(state, sealed));
         sealed.inspect_err(|error| state.poison = Some(error.clone()))

@@ -7,13 +7,10 @@ use std::sync::Arc;
 use super::log::{self, Log};
 use super::scan::Scan;
 use super::shard::Shard;
-use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, place_of, shard_path};
+use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, place_of, shard_name, shard_path};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock, ReadFile, replace};
-use crate::format::{
-    FORMAT_VERSION, RECORD_HEADER_BYTES, RecordHeader, RecordType, malformed, payload_checksum, sniff,
-    unsupported_version,
-};
+use crate::format::{MAGIC, RECORD_HEADER_BYTES, RecordHeader, RecordType, aligned, malformed, payload_checksum, size};
 use crate::manifest::Manifest;
 use crate::store::Backend;
 
@@ -37,7 +34,9 @@ pub(super) fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> R
         checksum: payload_checksum(&[json.as_bytes()]),
         place: place_of(manifest, 0),
     };
-    replace(disk.as_ref(), &root.join(MANIFEST), &[header.encode().as_slice(), json.as_bytes()].concat())?;
+    let mut record = [header.encode().as_slice(), json.as_bytes()].concat();
+    record.resize(RECORD_HEADER_BYTES + size(aligned(header.length))?, 0);
+    replace(disk.as_ref(), &root.join(MANIFEST), &record)?;
     let log = log::read(root, place_of(manifest, 0))?;
     Ok(Box::new(Shards::new(root, manifest, disk, Some(lock), Contents { log, ..Contents::default() })))
 }
@@ -92,25 +91,26 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
     let mut header = [0; RECORD_HEADER_BYTES];
     let length = file.length()?;
     if length < header.len() as u64 {
-        return Err(Error::new(
-            Kind::Truncated,
-            format!("the manifest `{}` has only `{length}` bytes", path.display()),
-        ));
+        let message = format!("the manifest `{}` has only `{length}` bytes", path.display());
+        return Err(Error::new(Kind::Truncated, message));
     }
     file.read_at(0, &mut header)?;
-    match sniff(&header) {
-        None => {
-            return Err(Error::new(Kind::NotAStore, format!("`{}` does not begin as a manifest does", path.display())));
-        }
-        Some(version) if version > FORMAT_VERSION => return Err(unsupported_version(version).within(path.display())),
-        Some(_) => {}
+    if !header.starts_with(&MAGIC) {
+        let message = format!("`{}` does not begin as a manifest does", path.display());
+        return Err(Error::new(Kind::NotAStore, message));
     }
     let read = || -> Result<Manifest> {
         let header = RecordHeader::decode(&header)?;
-        let mut payload = vec![0; crate::format::size(header.length.min(length))?];
+        let mut payload = vec![0; size(header.length.min(length))?];
         file.read_at(RECORD_HEADER_BYTES as u64, &mut payload)?;
         header.check(&payload)?;
-        Manifest::parse(std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?)
+        let text = std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?;
+        let manifest = Manifest::parse(text)?;
+        let ours = (RecordType::Manifest, 0, place_of(&manifest, 0));
+        if (header.record_type, header.sequence, header.place) != ours {
+            return Err(malformed("its header is not that of this store's manifest"));
+        }
+        Ok(manifest)
     };
     read().map_err(|e| e.within(format!("the manifest `{}`", path.display())))
 }
@@ -138,7 +138,12 @@ impl Contents {
             if writable && extent.is_none_or(|extent| extent.seal.is_none()) {
                 shard.file.drop_cached();
             }
-            let scan = shard.read(extent)?;
+            let mut scan = shard.read(extent)?;
+            // A writer logs a shard before it commits to it. A reader may meet one that was begun meanwhile.
+            if writable && extent.is_none() && !scan.groups.is_empty() {
+                let message = format!("`{}` is not in the log", shard.file.path().display());
+                scan.damage.push(Error::new(Kind::Checksum, message));
+            }
             contents.shards.insert(number, (shard, scan));
         }
         Ok(contents)
@@ -158,7 +163,7 @@ fn shard_numbers(root: &Path) -> Result<Vec<u32>> {
         let name = entry.map_err(|e| Error::io("list", &directory, e))?.file_name();
         let number: Option<u32> =
             name.to_str().and_then(|name| name.strip_prefix("0-")?.strip_suffix(".shard")?.parse().ok());
-        numbers.extend(number);
+        numbers.extend(number.filter(|&number| name == *shard_name(WRITER, number)));
     }
     Ok(numbers)
 }

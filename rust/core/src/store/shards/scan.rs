@@ -45,6 +45,14 @@ pub(super) struct Scan {
     pub(super) damage: Vec<Error>,
 }
 
+impl Scan {
+    /// Header of the last commit that stands: the first of the next link of the chain.
+    pub(super) fn last_commit(&self) -> Vec<u8> {
+        let last = self.groups.last().and_then(|group| group.records.last());
+        last.map(|found| found.header.encode().to_vec()).unwrap_or_default()
+    }
+}
+
 /// Reads and checks a record header and its place; `None` where nothing valid begins.
 pub(super) fn header_at(file: &ReadFile, offset: u64, place: Place) -> Result<Option<Found>> {
     let length = file.length()?;
@@ -156,12 +164,10 @@ impl Walk<'_> {
         }
     }
 
-    /// Takes a record in; false if it is a commit that does not stand.
+    /// Takes a record in; false if it is a commit or a seal that does not stand.
     fn accept(&mut self, found: Found) -> Result<bool> {
-        if found.header.record_type == RecordType::Seal {
-            self.scan.seal = Some(found);
-        }
-        if found.header.record_type != RecordType::Commit {
+        let sealed = found.header.record_type == RecordType::Seal;
+        if !sealed && found.header.record_type != RecordType::Commit {
             self.records.push(found);
             return Ok(true);
         }
@@ -169,8 +175,13 @@ impl Walk<'_> {
             return Ok(false);
         };
         let headers: Vec<u8> = self.records.iter().flat_map(|found| found.header.encode()).collect();
+        let headers = [self.scan.last_commit(), headers].concat();
         if self.chain.is_some_and(|previous| chain(previous, &headers) != commit.chain) {
             return Ok(false);
+        }
+        if sealed {
+            self.scan.seal = Some(found);
+            return Ok(true);
         }
         self.chain = Some(commit.chain);
         self.records.push(found);
@@ -186,7 +197,7 @@ impl Walk<'_> {
             return Ok(false);
         }
         let message = format!(
-            "{}: a committed record is damaged; `actstore-cli verify` says what is lost",
+            "{}: a committed record is damaged; entries may be missing, or be as they were before; `actstore-cli verify` says more",
             named(self.file, self.at)
         );
         self.scan.damage.push(Error::new(Kind::Checksum, message));
@@ -205,10 +216,8 @@ impl Walk<'_> {
                 let commit = payload_of(self.file, &found).and_then(|payload| CommitRecord::decode(&payload));
                 durable = durable.max(commit.map_or(0, |commit| commit.durable));
             }
-            next = match header_at(self.file, found.end(), self.place)? {
-                Some(found) => Some(found),
-                None => next_record(self.file, found.end().saturating_sub(ALIGNMENT), self.place)?,
-            };
+            // Every place is looked at: what stands at a place may be an old copy inside a payload.
+            next = next_record(self.file, found.offset, self.place)?;
         }
         Ok(durable)
     }

@@ -13,7 +13,8 @@ use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
 use crate::format::{
-    Change, CommitRecord, EntryHeader, EntryRecord, Extent, ModelPlace, Place, RecordType, Sealed, malformed,
+    Change, CommitRecord, EntryHeader, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
+    RecordHeader, RecordType, Sealed, malformed, size,
 };
 
 /// A shard open for reading.
@@ -84,6 +85,26 @@ impl Shard {
         payload_of(&self.file, &found)
     }
 
+    /// An `entry` record, header and payload, with one read.
+    fn read_entry(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let mut record = vec![0; RECORD_HEADER_BYTES + size(length.min(MAX_PAYLOAD_BYTES))?];
+        self.file.read_at(offset, &mut record)?;
+        let damaged = |e: Error| e.within(named(&self.file, offset));
+        let (header, payload) =
+            record.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or_else(|| malformed("no record header"))?;
+        let header = RecordHeader::decode(header).map_err(damaged)?;
+        if (header.record_type, header.place) != (RecordType::Entry, self.place) {
+            return Err(damaged(malformed("another record stands where an entry was written")));
+        }
+        header.check(payload).map_err(damaged)?;
+        Ok(record)
+    }
+
+    fn read_model(&self, offset: u64, id: &ModelId) -> Result<Arc<Model>> {
+        let model = Model::new(self.read_record(offset, RecordType::Model)?);
+        if model.id() == *id { Ok(Arc::new(model)) } else { Err(malformed("a model is not the one it is said to be")) }
+    }
+
     fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
         if let Some(model) = lock(&self.models).get(id) {
             return Ok(model.clone());
@@ -91,17 +112,9 @@ impl Shard {
         let place = self.places.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(id).copied();
         let [first, second] =
             place.ok_or_else(|| malformed("frames name a model that the shard does not have"))?.offsets;
-        let bytes =
-            self.read_record(first, RecordType::Model).or_else(|_| self.read_record(second, RecordType::Model))?;
-        let model = Arc::new(Model::new(bytes));
+        let model = self.read_model(first, id).or_else(|_| self.read_model(second, id))?;
         lock(&self.models).insert(*id, model.clone());
         Ok(model)
-    }
-
-    pub(super) fn header_bytes(&self, offset: u64) -> Result<(Vec<u64>, Vec<u8>)> {
-        let payload = self.read_record(offset, RecordType::Entry)?;
-        let (offsets, header) = EntryRecord::decode(&payload)?;
-        Ok((offsets, header.to_vec()))
     }
 }
 
@@ -110,14 +123,15 @@ impl Shard {
 pub(super) struct Located {
     pub(super) content_id: ContentId,
     pub(super) offset: u64,
+    pub(super) length: u64,
     pub(super) shard: Arc<Shard>,
 }
 
 impl Located {
     pub(super) fn of(change: &Change, shard: &Arc<Shard>) -> Option<Self> {
         match change {
-            Change::Put { content_id, offset, .. } => {
-                Some(Self { content_id: *content_id, offset: *offset, shard: shard.clone() })
+            Change::Put { content_id, offset, length, .. } => {
+                Some(Self { content_id: *content_id, offset: *offset, length: *length, shard: shard.clone() })
             }
             Change::Delete { .. } => None,
         }
@@ -125,12 +139,14 @@ impl Located {
 
     pub(super) fn read(&self, key: &str) -> Result<ShardEntry> {
         let read = || -> Result<ShardEntry> {
-            let (offsets, header) = self.shard.header_bytes(self.offset)?;
-            let header = EntryHeader::decode(&header)?;
-            if header.document.key() != key || offsets.len() != header.activations.len() {
+            let record = self.shard.read_entry(self.offset, self.length)?;
+            let record = EntryRecord::decode(record.get(RECORD_HEADER_BYTES..).unwrap_or_default())?;
+            let header = EntryHeader::decode(record.header)?;
+            let same_length = record.offsets.len() == header.activations.len();
+            if header.document.key() != key || record.content_id != self.content_id || !same_length {
                 return Err(malformed("the entry's record is another entry's"));
             }
-            Ok(ShardEntry { located: self.clone(), offsets, header })
+            Ok(ShardEntry { located: self.clone(), offsets: record.offsets, header })
         };
         read().map_err(|e| e.within(format!("entry `{key}` is damaged")))
     }
