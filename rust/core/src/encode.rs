@@ -42,6 +42,9 @@ impl Draft {
             let message = format!("`{tokens}` token ids of entry `{key}` are above the limit of {MAX_TOKENS}");
             return Err(Error::new(Kind::LimitExceeded, message));
         }
+        if token_ids.is_some() {
+            document.check_within(tokens)?;
+        }
         activations.sort_by(|left, right| left.0.cmp(&right.0));
         if let Some([twice, ..]) =
             activations.windows(2).find(|pair| matches!(pair, [left, right] if left.0 == right.0))

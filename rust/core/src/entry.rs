@@ -126,6 +126,20 @@ impl Document {
         Ok(())
     }
 
+    /// Refuses a prompt, or positions, that reach beyond the sequence.
+    pub fn check_within(&self, tokens: u64) -> Result<()> {
+        if let Some(length) = self.prompt_length.filter(|&length| length > tokens) {
+            let message = format!("`prompt_length` is `{length}` of `{tokens}` tokens");
+            return Err(Error::new(Kind::InvalidMetadata, message));
+        }
+        let end = self.positions.iter().flatten().map(|[_, stop]| *stop).max().unwrap_or(0);
+        if end > tokens {
+            let message = format!("positions up to `{}` of a sequence of `{tokens}` tokens", end - 1);
+            return Err(Error::new(Kind::UnknownPosition, message));
+        }
+        Ok(())
+    }
+
     /// Gives the entry its key by its recipe, where it has none, and checks it.
     pub fn assign_key(&mut self, token_ids: Option<&[u32]>) -> Result<&str> {
         if self.key.is_none() {

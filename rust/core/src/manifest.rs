@@ -2,16 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Codec;
 use crate::codec::pack::{Overflow, Pack};
+use crate::codec::{Codec, find};
 use crate::entry::hex;
 use crate::error::{Error, Kind, Result};
 use crate::format::{FORMAT_VERSION, malformed, unsupported_version};
 use crate::tensor::Dtype;
 
 /// What happens when a key is put again with other content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnConflict {
     /// The entry is refused.
     Error,
@@ -23,14 +22,39 @@ pub enum OnConflict {
     Number,
 }
 
+impl OnConflict {
+    const ALL: &[Self] = &[Self::Error, Self::Skip, Self::Replace, Self::Number];
+
+    /// The name that users and manifests give it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Skip => "skip",
+            Self::Replace => "replace",
+            Self::Number => "number",
+        }
+    }
+}
+
 /// What a commit promises when it returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// It survives a power cut.
     Commit,
     /// It survives the process; a power cut may cost the last two seconds, never anything older, never a part.
     Interval,
+}
+
+impl Durability {
+    const ALL: &[Self] = &[Self::Commit, Self::Interval];
+
+    /// The name that users and manifests give it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Commit => "commit",
+            Self::Interval => "interval",
+        }
+    }
 }
 
 /// How entries are encoded and committed.
@@ -54,8 +78,8 @@ struct SettingsFields {
     #[serde(default)]
     dtype: Option<String>,
     overflow: String,
-    on_conflict: OnConflict,
-    durability: Durability,
+    on_conflict: String,
+    durability: String,
 }
 
 impl Settings {
@@ -73,8 +97,8 @@ impl Settings {
                 fields.dtype.as_deref().map(packed_dtype).transpose()?,
                 Overflow::parse(&fields.overflow)?,
             )?,
-            on_conflict: fields.on_conflict,
-            durability: fields.durability,
+            on_conflict: find(OnConflict::ALL, "on_conflict", &fields.on_conflict, OnConflict::name)?,
+            durability: find(Durability::ALL, "durability", &fields.durability, Durability::name)?,
         })
     }
 
@@ -83,8 +107,8 @@ impl Settings {
             codec: self.codec.name().to_owned(),
             dtype: self.pack.dtype.map(|dtype| dtype.name().to_owned()),
             overflow: self.pack.overflow.name().to_owned(),
-            on_conflict: self.on_conflict,
-            durability: self.durability,
+            on_conflict: self.on_conflict.name().to_owned(),
+            durability: self.durability.name().to_owned(),
         }
     }
 }

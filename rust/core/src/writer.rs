@@ -21,6 +21,8 @@ use crate::store::{EncodedEntry, ModelKey, Operation, Store, lock};
 /// A commit is written when it holds this much, or nothing more arrives for [`COMMIT_WAIT`].
 const COMMIT_BYTES: u64 = 64 << 20;
 const COMMIT_WAIT: Duration = Duration::from_millis(50);
+/// An idle session syncs what its last commits did not, so that `interval` keeps its word when nothing follows them.
+const IDLE_SYNC: Duration = Duration::from_secs(2);
 
 /// What a session did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -282,7 +284,7 @@ struct Batch {
 }
 
 fn commit_loop(shared: &Shared, jobs: &Receiver<Job>) {
-    while let Ok(job) = jobs.recv() {
+    while let Some(job) = shared.next(jobs) {
         let mut batch = Batch::default();
         shared.take(&mut batch, job);
         let deadline = Instant::now() + COMMIT_WAIT;
@@ -301,6 +303,21 @@ fn commit_loop(shared: &Shared, jobs: &Receiver<Job>) {
 impl Shared {
     fn commit_bytes(&self) -> u64 {
         COMMIT_BYTES.min(self.store.memory() / 4)
+    }
+
+    /// The next job, or nothing when the session ends. While none comes, what an interval left unsynced is synced.
+    fn next(&self, jobs: &Receiver<Job>) -> Option<Job> {
+        loop {
+            match jobs.recv_timeout(IDLE_SYNC) {
+                Ok(job) => return Some(job),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = self.store.writing().and_then(|backend| backend.sync()) {
+                        lock(&self.failure).get_or_insert(error);
+                    }
+                }
+            }
+        }
     }
 
     /// Now, if somebody waits for room.

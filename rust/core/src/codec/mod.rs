@@ -282,7 +282,7 @@ impl fmt::Debug for Model {
 }
 
 /// The one of `all` called `name`, or an error that lists them.
-fn find<T: Copy>(all: &[T], what: &str, name: &str, name_of: impl Fn(T) -> &'static str) -> Result<T> {
+pub(crate) fn find<T: Copy>(all: &[T], what: &str, name: &str, name_of: impl Fn(T) -> &'static str) -> Result<T> {
     all.iter().copied().find(|&one| name_of(one) == name).ok_or_else(|| {
         let known: Vec<_> = all.iter().map(|&one| name_of(one)).collect();
         Error::new(Kind::InvalidOption, format!("unknown {what} `{name}`: one of {}", known.join(", ")))
