@@ -23,13 +23,14 @@ from typing import Any, cast
 import tokenizers
 import torch
 import transformers
-from actstore import demo
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SEED = 7
+from actstore import demo
+
+SEED = 8
 THREADS = 2
 STEPS = 1000
 WARMUP_STEPS = 50

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import actstore
 import pytest
+
+import actstore
 from actstore.store import Store
 
 

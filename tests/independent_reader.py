@@ -1,8 +1,9 @@
 """Reads any `shards` store from the text of rust/core/FORMAT.md alone; shares no code with actstore.
 
 `python tests/independent_reader.py STORE` prints a line for each entry. Needs `xxhash` and `zstandard`. It reads the
-whole store and verifies every checksum, chain, place and sequence; the first that is wrong is `Damaged`. BLAKE3 is in
-neither package, so models are taken by the id that commits give them, and content ids are not computed again.
+whole of a store that nobody is writing and verifies every checksum, chain, place and sequence; the first that is wrong
+is `Damaged`. BLAKE3 is in neither package, so models are taken by the id that commits give them, and content ids are
+compared, but not computed again.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ HEADER = struct.Struct("<4sBBHQQ16s8sIIII")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 LARGEST_WINDOW = 1 << 27
 LARGEST_FRAME = 256 << 20
+NAME = re.compile(r"[!-.0-\[\]-~]{1,512}")
 DOCUMENT_FIELDS = {"key", "key_recipe", "prompt", "response", "prompt_length", "positions", "metadata", "created"}
 
 
@@ -52,7 +54,7 @@ class Damaged(ValueError):  # noqa: N818  # the word of the text
 
 
 class Unsupported(ValueError):  # noqa: N818
-    """A later version of the format."""
+    """A later build wrote it."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,10 @@ def read_store(path: str | Path) -> dict[str, Entry]:
     root = Path(path)
     store_id = read_manifest(root)
     extents = read_log(root, store_id)
-    names = [file.stem[2:] for file in root.glob("shards/0-*.shard")]
-    numbers = {int(name) for name in names if is_number(name)}
+    numbers = {shard_number(file.name) for file in root.glob("shards/*")} - {0}
     entries: dict[str, Entry] = {}
     for number in sorted(numbers | extents.keys()):
-        shard = Records(root / f"shards/0-{number:06}.shard", store_id, number)
+        shard = Records(root / "shards" / shard_name(number), store_id, number)
         commits = walk(shard, extents.get(number))
         if commits and number not in extents:
             raise shard.damage(0, "the log does not have this shard")
@@ -83,8 +84,15 @@ def read_store(path: str | Path) -> dict[str, Entry]:
     return entries
 
 
-def is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and f"{int(text):06}" == text
+def shard_name(number: int) -> str:
+    return f"0-{number:06}.shard"
+
+
+def shard_number(name: str) -> int:
+    """The number of the shard that is called `name`; 0 if none is."""
+    digits = re.fullmatch(r"0-([0-9]{6,10})\.shard", name)
+    number = int(digits[1]) if digits else 0
+    return number if number < 1 << 32 and shard_name(number) == name else 0
 
 
 # Records
@@ -129,15 +137,15 @@ class Record(NamedTuple):
 
 
 class Records:
-    """A file of records: a shard, a log (shard 0) or the manifest (shard 0, no padding)."""
+    """A file of records: a shard, or a log or manifest, whose number is 0. A manifest says itself what its store is."""
 
-    def __init__(self, path: Path, store_id: str, number: int) -> None:
+    def __init__(self, path: Path, store_id: str | None, number: int) -> None:
         if path.is_symlink() or not path.is_file():
             raise Damaged(f"{path} is missing, or not a regular file")
         self.path = path
         self.data = path.read_bytes()
         self.store_id = store_id
-        self.place = (place_of(store_id), 0, number)
+        self.place = (self.data[40:48] if store_id is None else place_of(store_id), 0, number)
 
     def damage(self, offset: int, reason: str) -> Damaged:
         return Damaged(f"{self.path} at byte {offset}: {reason}")
@@ -148,10 +156,10 @@ class Records:
         if offset % 64 or not has_header(header):
             return None
         _, kind, version, flags, length, sequence, checksum, *place, zeros, _ = HEADER.unpack(header)
-        if version > VERSION or not HEAD <= kind <= EXTENT:
-            raise Unsupported(f"{self.path} at byte {offset}: version {version}, record type {kind}")
+        if version > VERSION or not HEAD <= kind <= EXTENT or flags:
+            raise Unsupported(f"{self.path} at byte {offset}: version {version}, record type {kind}, flags {flags}")
         start, end = offset + 64, offset + 64 + align(length)
-        if tuple(place) != self.place or flags or zeros or end > len(self.data):
+        if tuple(place) != self.place or zeros or end > len(self.data):
             return None
         return Record(kind, sequence, offset, end, header, checksum, self.data[start : start + length])
 
@@ -159,15 +167,15 @@ class Records:
         """Records from the beginning, up to the first that is wrong by itself."""
         offset = sequence = 0
         while (record := self.at(offset)) is not None and record.sequence == sequence and record.intact:
-            if sequence == 0 and not self.is_head(record):
+            if (sequence == 0) != (record.kind == HEAD) or (sequence == 0 and not self.is_own_head(record)):
                 return
             yield record
             offset, sequence = record.end, sequence + 1
 
-    def is_head(self, record: Record) -> bool:
+    def is_own_head(self, record: Record) -> bool:
         due = {"format": "actstore", "version": VERSION, "store_id": self.store_id}
         due |= {"writer": self.place[1], "shard": self.place[2]}
-        return record.kind == HEAD and due.items() <= json_object(record.payload).items()
+        return due.items() <= json_object(record.payload).items()
 
     def behind(self, offset: int) -> Iterator[Record]:
         """Records with valid headers anywhere behind `offset`, where something is wrong."""
@@ -247,25 +255,20 @@ def refuse(constant: str) -> float:
 
 def read_manifest(root: Path) -> str:
     """Checks the manifest; the id of the store."""
-    path = root / "actstore.manifest"
-    if path.is_symlink() or not path.is_file():
-        raise Damaged(f"{root} is not a store: it has no manifest")
-    data = path.read_bytes()
-    if not has_header(data[:64]):
-        raise Damaged(f"{path}: no valid header")
-    _, kind, version, flags, length, sequence, checksum, store, writer, shard, zeros, _ = HEADER.unpack(data[:64])
-    if version > VERSION:
-        raise Unsupported(f"{path}: version {version}")
-    payload = data[64 : 64 + length]
-    rest = (kind, flags, sequence, writer, shard, zeros)
-    if rest != (MANIFEST, 0, 0, 0, 0, 0) or len(payload) != length or xxh3_128(payload) != checksum:
-        raise Damaged(f"{path}: not a whole manifest")
-    manifest = json_object(payload)
-    if manifest["version"] > VERSION or manifest["features"]["required"] or manifest["token_convention"] != "at":
-        raise Unsupported(f"{path}: {manifest}")
-    store_id = manifest["store_id"]
-    if manifest["format"] != "actstore" or not re.fullmatch("[0-9a-f]{32}", store_id) or place_of(store_id) != store:
-        raise Damaged(f"{path}: {manifest}")
+    file = Records(root / "actstore.manifest", None, 0)
+    record = file.at(0)
+    if record is None or (record.kind, record.sequence) != (MANIFEST, 0) or not record.intact:
+        raise file.damage(0, "not a whole manifest")
+    manifest = json_object(record.payload)
+    try:
+        required, store_id = manifest["features"]["required"], manifest["store_id"]
+        if manifest["version"] > VERSION or required or manifest["token_convention"] != "at":
+            raise Unsupported(f"{file.path}: {manifest}")
+        right = manifest["format"] == "actstore" and re.fullmatch("[0-9a-f]{32}", store_id)
+    except (KeyError, TypeError) as error:
+        raise file.damage(0, f"a manifest without its fields: {error}") from None
+    if not right or place_of(store_id) != file.place[0]:
+        raise file.damage(0, f"no manifest of this store: {manifest}")
     return store_id
 
 
@@ -301,8 +304,9 @@ def read_log(root: Path, store_id: str) -> dict[int, Extent]:
 
 
 class Put(NamedTuple):
-    """The place of an entry's record."""
+    """Which entry was put, and the place of its record."""
 
+    content_id: bytes
     offset: int
     length: int
 
@@ -336,8 +340,7 @@ def parse_change(fields: Fields) -> tuple[str, Put | None]:
         raise Damaged(f"an unknown change {code}")
     if code == 2:
         return key, None
-    fields.take(32)
-    return key, Put(fields.number(8), fields.number(8))
+    return key, Put(fields.take(32), fields.number(8), fields.number(8))
 
 
 def walk(shard: Records, extent: Extent | None) -> list[Commit]:
@@ -345,20 +348,18 @@ def walk(shard: Records, extent: Extent | None) -> list[Commit]:
     commits: list[Commit] = []
     chain, headers, start, end = bytes(16), bytearray(), 0, 0
     for record in shard:
-        if record.kind == SEAL:
-            check_seal(shard, parse_commit(record), commits)
-            if extent is not None and extent.seal and extent != (record.end, record.offset):
-                raise shard.damage(record.offset, f"the log says {extent}")
-            return commits
-        if record.kind == COMMIT:
+        if record.kind in (COMMIT, SEAL):
             commit = try_commit(record, start)
             chain = xxh3_128(chain + headers)
             if commit is None or commit.chain != chain:
                 break
+            if record.kind == SEAL:
+                check_seal(shard, commit, commits)
+                check_end(shard, record, extent)
+                return commits
             commits.append(commit)
             headers, start = bytearray(), record.end
-        else:
-            headers += record.header
+        headers += record.header
         end = record.end
     check_tail(shard, end, [commit.durable for commit in commits] + [extent.length if extent else 0])
     return commits
@@ -374,9 +375,14 @@ def try_commit(record: Record, start: int = 0) -> Commit | None:
 def check_seal(shard: Records, seal: Commit, commits: list[Commit]) -> None:
     models = [model for commit in commits for model in commit.models]
     changes = [change for commit in commits for change in commit.changes]
-    chain = commits[-1].chain if commits else bytes(16)
-    if (seal.chain, seal.models, seal.changes) != (chain, models, changes):
+    if (seal.models, seal.changes) != (models, changes):
         raise shard.damage(seal.offset, "the seal is not the sum of the commits")
+
+
+def check_end(shard: Records, seal: Record, extent: Extent | None) -> None:
+    """Holds what the log says against the seal that ends the shard."""
+    if extent is not None and (extent.length > seal.end or (extent.seal and extent != (seal.end, seal.offset))):
+        raise shard.damage(seal.offset, f"the log says {extent}")
 
 
 def check_tail(shard: Records, end: int, durable: list[int]) -> None:
@@ -384,8 +390,10 @@ def check_tail(shard: Records, end: int, durable: list[int]) -> None:
     if end == 0 and has_header(shard.data[:64]) and HEADER.unpack(shard.data[:64])[7:10] != shard.place:
         raise shard.damage(0, "a file of another store or name")
     for record in shard.behind(end):
-        if record.kind in (COMMIT, SEAL) and (commit := try_commit(record)) is not None:
-            durable.append(commit.durable if record.kind == COMMIT else record.offset)
+        if record.kind == SEAL:
+            durable.append(record.offset)
+        elif record.kind == COMMIT and (commit := try_commit(record)) is not None:
+            durable.append(commit.durable)
     if end < max(durable):
         raise shard.damage(end, "a record that was durable is damaged")
 
@@ -426,23 +434,31 @@ def apply(commit: Commit, source: Source, entries: dict[str, Entry]) -> None:
 def read_entry(source: Source, key: str, put: Put) -> Entry:
     payload = source.payload(put.offset, ENTRY)
     fields = Fields(payload)
-    chunks = fields.numbers(fields.number(4), 8)
+    content_id, chunks = fields.take(32), fields.numbers(fields.number(4), 8)
     document_bytes, tokens, activations = fields.number(4), fields.number(4), fields.number(4)
     document = json_object(fields.take(document_bytes))
     token_ids = None if tokens == 0xFFFFFFFF else fields.numbers(tokens, 4)
     entry = Entry(document, token_ids, {})
-    if document.get("key") != key or document.keys() - DOCUMENT_FIELDS or len(payload) != put.length:
+    if document.get("key") != key or document.keys() - DOCUMENT_FIELDS:
         raise source.shard.damage(put.offset, f"not the entry `{key}`")
     for chunk in chunks:
         activation = read_activation(source, fields)
         values = b"".join(read_frames(source, chunk, activation))
-        if activation.name in entry.activations:
-            raise source.shard.damage(put.offset, f"`{activation.name}` twice")
+        if entry.activations and order(activation.name) <= order([*entry.activations][-1]):
+            raise source.shard.damage(put.offset, f"`{activation.name}` out of order")
         entry.activations[activation.name] = (DTYPES[activation.dtype][0], activation.shape, values)
     fields.end()
-    if activations != len(chunks) or put.offset < source.commit.start:
-        raise source.shard.damage(put.offset, f"not an entry of its commit, or without {activations} chunks")
+    if (content_id, put.offset, len(payload)) != put or activations != len(chunks) or put.offset < source.commit.start:
+        raise source.shard.damage(put.offset, f"not what its commit put, or without {activations} chunks")
     return entry
+
+
+def order(name: str) -> tuple[int, int, str]:
+    """Where a hook point stands among those of an entry."""
+    block = re.fullmatch(r"blocks\.([0-9]+)(\..*)?", name)
+    if block and int(block[1]) < 1 << 64:
+        return 1, int(block[1]), name
+    return 0 if name == "hook_embed" else 2, 0, name
 
 
 class Frame(NamedTuple):
@@ -480,8 +496,10 @@ def read_activation(source: Source, fields: Fields) -> Activation:
     has_model = fields.number(1)
     model = source.model(fields.take(16)) if has_model else None
     rows, frames = (shape[0] if shape else 1), fields.number(4)
-    if dtype not in DTYPES or rank > 16 or has_model > 1 or frame_rows == 0 or frames != -(-rows // frame_rows):
-        raise Damaged(f"an activation `{name}` that cannot be: {shape} of dtype {dtype} in {frames} frames")
+    if not NAME.fullmatch(name) or dtype not in DTYPES or rank > 16 or has_model > 1 or frame_rows == 0:
+        raise Damaged(f"an activation `{name}` that cannot be: {shape} of dtype {dtype}")
+    if frames != (-(-rows // frame_rows) if product(shape) else 0):
+        raise Damaged(f"{frames} frames of {frame_rows} rows for `{name}` of shape {shape}")
     activation = Activation(name, dtype, shape, model, [])
     for index in range(frames):
         values = min(frame_rows, rows - index * frame_rows) * activation.row_values
@@ -521,7 +539,7 @@ def decode_frame(frame: Frame, stored: bytes, activation: Activation) -> bytes:
         values = stored
     elif frame.encoding == ZSTD:
         values = decompress(stored, size)
-    elif frame.encoding == PLANES and activation.dtype in FLOATS and size > 0:
+    elif frame.encoding == PLANES and activation.dtype in FLOATS:
         values = decode_planes(stored, frame.values, activation)
     else:
         raise Damaged(f"no encoding {frame.encoding} of {frame.values} values of dtype {activation.dtype}")

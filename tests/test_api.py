@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import actstore
 import numpy as np
 import pytest
+
+import actstore
 from actstore import _core, errors
 from actstore.errors import ActstoreError
 

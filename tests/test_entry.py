@@ -6,17 +6,18 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import actstore
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from actstore import _core
-from actstore.errors import InvalidInputError, NotFoundError
-from actstore.store import Store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
+
+import actstore
+from actstore import _core
+from actstore.errors import InvalidInputError, NotFoundError
+from actstore.store import Store
 
 POINT = "resid_post.1"
 DTYPES = dict(_core.dtypes())

@@ -5,9 +5,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import actstore
 import numpy as np
 import pytest
+
+import actstore
 
 
 def size_of(path: Path) -> int:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from actstore.errors import InvalidInputError
-from actstore.hook_points import canonical, expand, parse, select_layers, short
 from hypothesis import given
 from hypothesis import strategies as st
+
+from actstore.errors import InvalidInputError
+from actstore.hook_points import canonical, expand, parse, select_layers, short
 
 STORED = {
     "embed": "hook_embed",

@@ -6,18 +6,34 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import actstore
-import independent_reader
 import ml_dtypes
 import numpy as np
 import pytest
+
+import actstore
+import independent_reader
 from actstore import _core
+from actstore.errors import ActstoreError, AlreadyExistsError, CorruptError, UnsupportedVersionError
 from actstore.store import Store
-from independent_reader import Damaged, Records, read_log, read_manifest, read_store, walk
+from independent_reader import (
+    COMMIT,
+    ENTRY,
+    SEAL,
+    Damaged,
+    Records,
+    Unsupported,
+    align,
+    crc32c,
+    read_log,
+    read_manifest,
+    read_store,
+    walk,
+    xxh3_128,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 CORE = REPOSITORY / "rust/core"
@@ -148,7 +164,7 @@ def test_a_store_with_a_history(codec: str, durability: str, tmp_path: Path) -> 
     with actstore.create(tmp_path / "s", codec=codec, durability=durability, on_conflict="replace") as store:
         put(store, "ключ 🗝", 1, prompt='¿qué?\n\t\0"\\', response="\u2028é\U0001f600", metadata=ODD_METADATA)
         put(store, "a", 2, token_ids=[], prompt_length=0)
-        put(store, "b", 3, token_ids=[0, 2**32 - 1, 7], prompt_length=2, positions=[(0, 2), (5, 6)])
+        put(store, "b", 3, token_ids=[0, 2**32 - 1, 7, 7, 7, 7], prompt_length=2, positions=[(0, 2), (5, 6)])
         put(store, "a", 4, metadata={"replaced": True})
         delete(store, "b")
     with actstore.open(tmp_path / "s", "a") as store:
@@ -204,6 +220,11 @@ def test_sealed_shards_and_what_follows_them(tmp_path: Path) -> None:
     (path / LOG).write_bytes(log[:FIRST_EXTENT])
     with pytest.raises(Damaged):
         read_store(path)
+    # Somebody may be writing: a reader says nothing, a writer, which would know, refuses.
+    with actstore.open(path) as store:
+        assert (store.keys(), store.damage) == (list(expected), [])
+    with pytest.raises(CorruptError, match="not in the log"):
+        actstore.open(path, "a")
     (path / LOG).write_bytes(log)
     (path / SHARD).unlink()
     with pytest.raises(Damaged):
@@ -303,6 +324,30 @@ def test_files_of_another_place_are_refused(small: Path, tmp_path: Path) -> None
         read_store(tmp_path / "s")
 
 
+def test_other_names_mean_nothing(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "s")
+    for name in ("0-1.shard", "0-0000001.shard", "0-+00001.shard", "1-000001.shard", "0-000001.shard~", "x"):
+        shutil.copy(small / SHARD, tmp_path / "s/shards" / name)
+    (tmp_path / "s/actstore.new").write_bytes(b"half a manif")
+    assert read_store(tmp_path / "s") == read_store(small)
+    with actstore.open(tmp_path / "s") as store:
+        assert (store.keys(), store.damage, store.verify()["damage"]) == (["a", "b"], [], [])
+
+
+def test_an_interrupted_creation_is_taken_over(small: Path, tmp_path: Path) -> None:
+    for name in ("empty", "full"):
+        actstore.create(tmp_path / name).close()
+        (tmp_path / name / MANIFEST).rename(tmp_path / name / "actstore.new")
+        with pytest.raises(Damaged):
+            read_store(tmp_path / name)
+    shutil.copy(small / SHARD, tmp_path / "full/shards")
+    with pytest.raises(AlreadyExistsError):
+        actstore.create(tmp_path / "full")
+    actstore.create(tmp_path / "empty").close()
+    assert not (tmp_path / "empty/actstore.new").exists()
+    assert read_store(tmp_path / "empty") == {}
+
+
 def test_links_and_missing_files_are_refused(small: Path, tmp_path: Path) -> None:
     for name in (SHARD, LOG, MANIFEST):
         shutil.copytree(small, tmp_path / "s")
@@ -329,6 +374,291 @@ def test_as_a_command(small: Path, tmp_path: Path) -> None:
     failed = run(tmp_path)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("Damaged: ")
+
+
+# Files that a wrong writer, or somebody who knows the format, could make: their checksums are right.
+
+
+def checked(header: bytes | bytearray) -> bytes:
+    return bytes(header[:60]) + crc32c(bytes(header[:60])).to_bytes(4, "little")
+
+
+def set_byte(file: Path, position: int, value: int) -> None:
+    """Changes a byte of the first header."""
+    data = bytearray(file.read_bytes())
+    data[position] = value
+    file.write_bytes(checked(data[:64]) + data[64:])
+
+
+Change = Callable[[int, int, bytearray], None]
+"""Changes a payload, given type and sequence of its record; its length stays."""
+
+
+def forge(file: Path, change: Change, chained: bool = True) -> None:
+    data, chain, headers, offset, sequence = bytearray(file.read_bytes()), bytes(16), b"", 0, 0
+    while offset < len(data):
+        kind, length = data[offset + 4], int.from_bytes(data[offset + 8 : offset + 16], "little")
+        payload = data[offset + 64 : offset + 64 + length]
+        change(kind, sequence, payload)
+        if kind in (COMMIT, SEAL) and chained:
+            chain = xxh3_128(chain + headers)
+            payload[:16], headers = chain, b""
+        data[offset + 64 : offset + 64 + length] = payload
+        data[offset + 24 : offset + 40] = xxh3_128(bytes(payload))
+        data[offset : offset + 64] = checked(data[offset : offset + 64])
+        headers += data[offset : offset + 64]
+        offset, sequence = offset + 64 + align(length), sequence + 1
+    file.write_bytes(data)
+
+
+def replaced(kind: int, *pairs: tuple[bytes, bytes]) -> Change:
+    def change(found: int, _: int, payload: bytearray) -> None:
+        if found == kind:
+            for old, new in pairs:
+                assert (payload.count(old), len(old)) == (1, len(new))
+                payload[:] = payload.replace(old, new)
+
+    return change
+
+
+def after(payload: bytearray, text: bytes, distance: int) -> int:
+    return payload.index(text) + len(text) + distance
+
+
+def other_content_id(kind: int, _: int, payload: bytearray) -> None:
+    if kind == ENTRY:
+        payload[0] ^= 1
+
+
+def perhaps_a_model(kind: int, _: int, payload: bytearray) -> None:
+    if kind == ENTRY:
+        # Two extents, and three numbers.
+        at = after(payload, b"blocks.3.x", 2 * 8 + 3 * 8)
+        assert payload[at : at + 5] == b"\0\1\0\0\0"
+        payload[at] = 2
+
+
+def without_bytes(kind: int, _: int, payload: bytearray) -> None:
+    if kind == ENTRY:
+        at = after(payload, b"blocks.3.x", 8)
+        assert payload[at : at + 8] == (4).to_bytes(8, "little")
+        payload[at : at + 8] = bytes(8)
+
+
+def unchanged(kind: int, sequence: int, payload: bytearray) -> None:
+    pass
+
+
+SWAPPED = (b"blocks.2.x", b"blocks.?.x"), (b"blocks.3.x", b"blocks.2.x"), (b"blocks.?.x", b"blocks.3.x")
+WRONG_ENTRIES: dict[str, Change] = {
+    "content id": other_content_id,
+    "has-model byte": perhaps_a_model,
+    "a frame without bytes": without_bytes,
+    "order": replaced(ENTRY, *SWAPPED),
+    "twice": replaced(ENTRY, (b"blocks.2.x", b"blocks.3.x")),
+    "block above all": replaced(ENTRY, (b"blocks.2.x", b"blocks.23x")),
+    "name": replaced(ENTRY, (b"blocks.3.x", b"blocks.3/x")),
+    "another key": replaced(ENTRY, (b'"key":"k"', b'"key":"l"')),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_ENTRIES.values(), ids=WRONG_ENTRIES.keys())
+def test_what_an_entry_cannot_say(change: Change, tmp_path: Path) -> None:
+    arrays = {"blocks.2.x": noise("int8", (3, 4), 1), "blocks.3.x": noise("int8", (3, 4), 2)}
+    with actstore.create(tmp_path / "s") as store:
+        store.put(key="k", activations=arrays)
+    forge(tmp_path / "s" / SHARD, unchanged)
+    assert_same(tmp_path / "s", {"k": arrays})
+    forge(tmp_path / "s" / SHARD, change)
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+    with actstore.open(tmp_path / "s") as store, pytest.raises(ActstoreError, match="entry `k` is damaged"):
+        _ = store["k"]
+
+
+def test_hook_points_are_in_the_order_of_a_forward_pass(tmp_path: Path) -> None:
+    names = ["hook_embed", "blocks.0", "blocks.00.x", "blocks.2.b", "blocks.10.a", f"blocks.{2**64 - 1}.a"]
+    names += ["a.b", f"blocks.{2**64}.a", "blocks.1x.a", "logits", "z.a"]
+    shuffled = random.Random(1).sample(names, len(names))
+    with actstore.create(tmp_path / "s") as store:
+        store.put(key="k", activations={name: tiny(1) for name in shuffled})
+    assert_same(tmp_path / "s", {"k": {name: tiny(1) for name in names}})
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
+def test_a_commit_covers_the_one_before_it(small: Path, tmp_path: Path) -> None:
+    def less_durable(kind: int, sequence: int, payload: bytearray) -> None:
+        if kind == COMMIT and sequence < 10:
+            payload[16:24] = bytes(8)
+
+    for chained in (True, False):
+        shutil.copytree(small, tmp_path / "s")
+        forge(tmp_path / "s" / SHARD, less_durable, chained)
+        with actstore.open(tmp_path / "s") as store:
+            damage = store.damage
+        if chained:
+            assert (read_store(tmp_path / "s"), damage) == (read_store(small), [])
+        else:
+            assert len(damage) == 1
+            assert "as they were before" in damage[0]
+            with pytest.raises(Damaged):
+                read_store(tmp_path / "s")
+        shutil.rmtree(tmp_path / "s")
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sealed") / "s"
+    with actstore.create(path) as store, store.writer() as writer:
+        for index in range(4096):
+            writer.put(key=f"{index}", activations={})
+    return path
+
+
+def without_log(path: Path, sealed: Path, shard: bytes) -> Path:
+    """The store as it is where a writer was interrupted before it could log the seal."""
+    shutil.copytree(sealed, path)
+    (path / SHARD).write_bytes(shard)
+    (path / LOG).write_bytes((path / LOG).read_bytes()[:FIRST_EXTENT])
+    return path
+
+
+def other_chain(kind: int, _: int, payload: bytearray) -> None:
+    if kind == SEAL:
+        payload[0] ^= 1
+
+
+def torn_seals(sealed: Path, path: Path) -> list[bytes]:
+    """Shards whose seal is cut off, zeroed, or of another chain; the last one is left at `path`."""
+    whole, at = (sealed / SHARD).read_bytes(), read_log(sealed, read_manifest(sealed))[1].seal
+    shutil.copytree(sealed, path)
+    forge(path / SHARD, other_chain, chained=False)
+    cut = [whole[:at], whole[: at + 64], whole[: at + 1000], whole[: at + 64] + bytes(len(whole) - at - 64)]
+    return [*cut, (path / SHARD).read_bytes()]
+
+
+def test_a_seal_that_does_not_stand_is_a_torn_tail(sealed: Path, tmp_path: Path) -> None:
+    intact, torn = read_store(sealed), torn_seals(sealed, tmp_path / "forged")
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "forged")
+    for number, shard in enumerate(torn):
+        path = without_log(tmp_path / f"{number}", sealed, shard)
+        assert read_store(path) == intact
+        with actstore.open(path, "a") as store:
+            assert (store.keys(), store.verify()["damage"]) == (list(intact), [])
+            store.put(key="more", activations={})
+        assert read_store(path) == intact | {"more": read_store(path)["more"]}
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
+def test_before_a_seal_all_was_durable(sealed: Path, tmp_path: Path) -> None:
+    """Even if nothing is right but the header of the seal."""
+    torn = torn_seals(sealed, tmp_path / "forged")
+    last = max(record.offset for record in Records(sealed / SHARD, read_manifest(sealed), 1) if record.kind == COMMIT)
+    for number, shard in enumerate(torn):
+        path = without_log(tmp_path / f"{number}", sealed, shard[:last] + bytes(64) + shard[last + 64 :])
+        with actstore.open(path) as store:
+            lost = len(store.keys()) < 4096
+            damaged = bool(store.damage)
+        assert lost
+        # A header does not count where the file ends within its record.
+        assert damaged == (len(shard) == (sealed / SHARD).stat().st_size)
+        if damaged:
+            with pytest.raises(Damaged):
+                read_store(path)
+        else:
+            assert len(read_store(path)) < 4096
+
+
+@pytest.mark.parametrize("name", [SHARD, LOG, MANIFEST])
+@pytest.mark.parametrize(("position", "value"), [(4, 9), (5, 1), (6, 1), (7, 255)])
+@pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
+def test_what_a_later_build_wrote(name: str, position: int, value: int, small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "s")
+    file = tmp_path / "s" / name
+    whole = file.read_bytes()
+    set_byte(file, position, value)
+    with pytest.raises(Unsupported):
+        read_store(tmp_path / "s")
+    with pytest.raises(UnsupportedVersionError):
+        actstore.open(tmp_path / "s")
+    # Without the checksum to go with it, it is damage.
+    file.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+    try:
+        with actstore.open(tmp_path / "s") as store:
+            assert store.damage
+    except CorruptError:
+        assert name == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"actstore"', b'"actstole"'),
+        (b'"store_id":"', b'"store_id":"g'),
+        (b'"store_id":"', b'"store_id" :"'),
+        (b'"store_id"', b'"store_ID"'),
+    ],
+)
+def test_a_manifest_of_no_store(old: bytes, new: bytes, small: Path, tmp_path: Path) -> None:
+    def change(_: int, __: int, payload: bytearray) -> None:
+        length = len(payload)
+        payload[:] = payload.replace(old, new, 1)[:length].ljust(length)
+
+    shutil.copytree(small, tmp_path / "s")
+    forge(tmp_path / "s" / MANIFEST, change)
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+    with pytest.raises(ActstoreError):
+        actstore.open(tmp_path / "s")
+
+
+def test_the_header_of_a_manifest(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "s")
+    manifest = tmp_path / "s" / MANIFEST
+    whole = manifest.read_bytes()
+    assert len(whole) % 64 == 0
+    # Its type, its sequence, its store, its writer, its shard.
+    for position, value in ((4, 1), (16, 1), (40, whole[40] ^ 1), (48, 1), (52, 1)):
+        set_byte(manifest, position, value)
+        with pytest.raises(Damaged):
+            read_store(tmp_path / "s")
+        with pytest.raises(CorruptError):
+            actstore.open(tmp_path / "s")
+        manifest.write_bytes(whole)
+    manifest.write_bytes(whole[:-1])
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+    manifest.write_bytes(whole + b"what follows")
+    assert read_store(tmp_path / "s") == read_store(small)
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
+def test_a_log_begins_with_its_head(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "s")
+    log = tmp_path / "s" / LOG
+    whole = log.read_bytes()
+    extent = whole[HEAD:FIRST_EXTENT]
+    for data in (b"", bytes(64), checked(extent[:16] + bytes(8) + extent[24:60]) + extent[64:]):
+        log.write_bytes(data)
+        with pytest.raises(Damaged):
+            read_store(tmp_path / "s")
+        with actstore.open(tmp_path / "s") as store:
+            assert (store.keys(), len(store.damage)) == (["a", "b"], 1)
+    second_head = whole[:16] + (len(whole[HEAD:]) // 128 + 1).to_bytes(8, "little") + whole[24:60]
+    log.write_bytes(whole + checked(second_head) + whole[64:HEAD])
+    assert read_store(tmp_path / "s") == read_store(small)
+    log.write_bytes(log.read_bytes() + extent)
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+
+
+def test_a_document_that_would_not_come_back(tmp_path: Path) -> None:
+    with actstore.create(tmp_path / "s") as store, pytest.raises(ActstoreError, match=r"cannot be stored"):
+        store.put(key="k", activations={}, metadata={"$serde_json::private::Number": "1"})
+    assert read_store(tmp_path / "s") == {}
 
 
 # The text

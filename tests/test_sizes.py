@@ -1,6 +1,7 @@
 """Sizes as people write them."""
 
 import pytest
+
 from actstore.sizes import format_bytes, parse_bytes
 
 

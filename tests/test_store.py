@@ -7,12 +7,13 @@ import time
 import weakref
 from pathlib import Path
 
-import actstore
 import numpy as np
 import polars
 import pyarrow
 import pytest
 import torch
+
+import actstore
 from actstore import arrays
 from actstore.errors import ActstoreError, InvalidInputError, KeyConflictError, NotFoundError, ReadOnlyError
 from actstore.store import Store
@@ -217,7 +218,8 @@ def test_scan_holds_two_windows_at_most(store: Store, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(arrays, "allocate", allocate)
     assert sum(1 for _ in store.scan(POINT)) == 24
-    assert 4 < peak <= 8
+    # The loop holds the array it was given last.
+    assert 4 < peak <= 4 + 4 + 1
     del activation
 
 

@@ -5,14 +5,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import actstore
 import numpy as np
 import pytest
-from actstore import _core
-from actstore.errors import InvalidInputError, KeyConflictError
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import actstore
+from actstore import _core
+from actstore.errors import InvalidInputError, KeyConflictError
 
 POINTS = ("hook_embed", "blocks.0.hook_resid_post", "logits")
 KEYS = st.sampled_from(["a", "b", "ä:1", "data:train:0", "key with space"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from actstore import _core
 
 _WINDOW_BYTES = 32 << 20
-_WINDOW_ENTRIES = 4096
+_WINDOW_ENTRIES = 256
 """Bounds the handles of a window where activations are tiny."""
 
 Request = tuple["_core.StoredEntry", str, str | list[int], memoryview]

@@ -1,5 +1,6 @@
 """Entering and leaving a block: what is stored, what is removed, which error is raised, and which store is used."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import actstore
 import models
 import pytest
 import torch
+from oracle import Oracle, same_bits, watch, watch_output
+
+import actstore
 from actstore import Recorder
 from actstore.capture import CaptureStats
 from actstore.capture.drain import Filled
@@ -24,7 +27,6 @@ from actstore.errors import (
     KeyConflictError,
     ReadOnlyError,
 )
-from oracle import Oracle, same_bits, watch_output
 
 BATCH = models.padded([3, 6], "left")
 
@@ -138,7 +140,10 @@ def test_an_exception_that_the_user_catches(llama: Any) -> None:
             with pytest.raises(UnluckyError):
                 llama.generate(**BATCH, max_new_tokens=2)
         hook.remove()
-        keys += forward(llama, 1)
+        # Nothing is left of it that could be in the way, in this thread or in another.
+        thread = threading.Thread(target=lambda: keys.extend(forward(llama, 1)))
+        thread.start()
+        thread.join()
         llama.generate(**BATCH, max_new_tokens=2)
     assert recorder.store.keys()[:4] == keys
     assert len(recorder.store) == 6
@@ -342,6 +347,19 @@ def test_stores_that_cannot_be_written(llama: Any, tmp_path: Path) -> None:
         refused(ActstoreError, "already_open", actstore.capture(llama, store=tmp_path / "other").__enter__)
 
 
+def test_a_store_that_vanishes(llama: Any, tmp_path: Path) -> None:
+    """What was to be opened for reading is gone: that is said by leaving."""
+    recorder = actstore.capture(llama, store=tmp_path / "acts")
+
+    def block() -> None:
+        with recorder:
+            forward(llama, 0)
+            shutil.rmtree(tmp_path / "acts")
+
+    with pytest.raises(ActstoreError):
+        block()
+
+
 # Failures in the background
 
 
@@ -414,15 +432,17 @@ def test_a_failing_drain_stops_every_later_call(llama: Any, monkeypatch: pytest.
             with pytest.raises(OSError, match="gone") as first:
                 forwards(llama, 1000)
             errors.append(first.value)
+            oracle.forget()
             for call in (lambda: forward(llama, 0), lambda: llama.generate(**BATCH, max_new_tokens=2)):
                 with pytest.raises(OSError, match="gone") as again:
                     call()
                 errors.append(again.value)
+            assert not oracle.seen
 
     monkeypatch.setattr(Filled, "run", failing)
     errors: list[OSError] = []
     recorder = actstore.capture(llama, memory="1 MiB")
-    with pytest.raises(OSError, match="gone") as last:
+    with pytest.raises(OSError, match="gone") as last, watch(llama) as oracle:
         block()
     assert [error is last.value for error in errors] == [True] * 3
     assert len(recorder.store) == 6

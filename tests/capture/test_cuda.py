@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-import actstore
 import models
 import pytest
 import torch
+from oracle import POINTS, same_bits, watch
+
+import actstore
 from actstore import _core
 from actstore.capture.drain import Drain
 from actstore.capture.staging import Stage
-from oracle import POINTS, same_bits, watch
 
 pytestmark = [
     pytest.mark.cuda,

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-import actstore
 import models
 import pytest
 import torch
-from actstore.capture.families import _FAMILIES, dissect
-from actstore.errors import ActstoreError, CaptureError, InvalidInputError
 from oracle import POINTS, Oracle, same_bits, watch, watch_output
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+import actstore
+from actstore.capture.families import _FAMILIES, dissect
+from actstore.errors import ActstoreError, CaptureError, InvalidInputError
 
 CONTRIBUTIONS = ("attn_out_post", "mlp_out_post")
 FIVE_TOKENS = models.padded([5], "left")
@@ -76,6 +77,35 @@ def test_contributions_under_active_dropout_are_refused() -> None:
     with actstore.capture(model, points=["attn_out", "mlp_out", "resid_post"]) as recorder:
         model(**FIVE_TOKENS)
     assert len(recorder.store) == 1
+
+
+def test_parts_that_an_unknown_family_calls_otherwise() -> None:
+    model = models.tiny("llama")
+    model.config.model_type = "lamma"
+    model.model.layers[1].feed_forward = model.model.layers[1].mlp
+    del model.model.layers[1].mlp
+    error = refusal(InvalidInputError, "unknown_point", model, points=["mlp_out"])
+    assert "`blocks.1.mlp.hook_out`: `LlamaDecoderLayer` has no `mlp`" in str(error)
+    assert actstore.capture(model, points=["mlp_out.0", "attn_out"]).points
+
+
+def test_modules_that_give_no_tensor() -> None:
+    model = models.tiny("llama")
+    model.model.norm = Untensored(model.model.norm)
+    with actstore.capture(model, points=["final_norm"]) as recorder:
+        with pytest.raises(CaptureError, match=r"`ln_final\.hook_out` cannot be captured: it gives a `dict`") as caught:
+            model(**FIVE_TOKENS)
+        assert caught.value.kind == "unsupported_model"
+    assert len(recorder.store) == 0
+
+
+class Untensored(torch.nn.Module):
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"state": self.inner(state)}
 
 
 def test_a_model_without_a_head_has_no_logits() -> None:
@@ -146,6 +176,7 @@ def test_the_language_model_inside_a_larger_one() -> None:
         def __init__(self) -> None:
             super().__init__()
             language = models.tiny("llama")
+            language.model.decoys = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
             self.config = type("Config", (), {"text_config": language.config})()
             self.vision = torch.nn.ModuleDict(
                 {"layers": torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])}

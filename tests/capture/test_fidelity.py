@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import actstore
 import models
 import pytest
 import torch
-from actstore.store import Store
 from oracle import POINTS, Oracle, same_bits, watch
+
+import actstore
+from actstore.store import Store
 
 FAMILIES = ("llama", "qwen3", "gemma2", "mixtral")
 LENGTHS = {1: [5], 3: [3, 7, 1], 8: [2, 9, 4, 4, 6, 1, 8, 9]}
@@ -19,7 +20,7 @@ Case = tuple[Any, dict[str, torch.Tensor], list[list[int]]]
 @pytest.fixture(scope="module", params=[*FAMILIES, "llama-bfloat16", "demo"])
 def model(request: pytest.FixtureRequest) -> Any:
     if request.param == "demo":
-        return pytest.importorskip("actstore.demo").load()[0]
+        return actstore.demo.load()[0]
     family, _, dtype = request.param.partition("-")
     return models.tiny(family, dtype=getattr(torch, dtype or "float32"))
 

@@ -3,13 +3,14 @@
 from functools import partial
 from typing import Any
 
-import actstore
 import models
 import pytest
 import torch
+from oracle import same_bits, watch
+
+import actstore
 from actstore import Store
 from actstore.errors import ActstoreError, CaptureError, InvalidInputError
-from oracle import same_bits, watch
 
 LENGTHS = [3, 7, 1]
 
@@ -166,6 +167,24 @@ def test_gradients_pass_and_inference_mode_works(llama: Any, batch: dict[str, to
     assert (len(recorder.store), recorder.stats.duplicates) == (3, 6)
 
 
+def test_calls_of_one_shape_and_other_masks(llama: Any) -> None:
+    batches = [models.padded([3, 5], side, seed=seed) for seed, side in enumerate(("left", "right", "left"))]
+    batches.append({"input_ids": batches[0]["input_ids"] % 200 + 9, "attention_mask": torch.ones(2, 5)})
+    with actstore.capture(llama) as recorder, watch(llama) as oracle:
+        for batch in batches:
+            llama(**batch)
+    for index, entry in enumerate(recorder.store):
+        call, row = divmod(index, 2)
+        tensor = oracle.seen["resid_post.1"][call][row]
+        assert same_bits(entry.torch(1), tensor[batches[call]["attention_mask"][row].bool()])
+
+
+def test_the_last_row_alone_is_copied(llama: Any, batch: dict[str, torch.Tensor]) -> None:
+    with actstore.capture(llama, positions="last") as recorder:
+        llama(**batch)
+    assert recorder.stats.queue_peak_bytes == 3 * 2 * 32 * 4
+
+
 def test_what_happens_after_the_hook_changes_nothing(llama: Any) -> None:
     """The tensor that a hook saw is overwritten at once, and again by the module behind."""
     batch = models.padded([4, 4], "left")
@@ -216,6 +235,24 @@ def test_stored_before_stays(llama: Any) -> None:
     assert len(store) == 4
     require(store, ids, before)
     require(store, ids + 1, {name: tensors[0] for name, tensors in oracle.seen.items()})
+
+
+def test_the_padding_of_the_tokenizer_comes_first(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.tensor([[7, 2, 3], [4, 5, models.PAD]])
+    tokenizer = models.byte_tokenizer()
+    tokenizer.pad_token_id = 7
+    with actstore.capture(llama, tokenizer) as recorder:
+        error = refused(CaptureError, "missing_attention_mask", lambda: llama(input_ids=ids))
+        assert "token `7`" in str(error)
+        llama(input_ids=ids.flip(0)[:1])
+    monkeypatch.setattr(llama.config, "pad_token_id", None)
+    monkeypatch.setattr(llama.generation_config, "pad_token_id", None)
+    # Nobody knows of any padding.
+    with actstore.capture(llama) as recorder:
+        llama(input_ids=ids)
+        with pytest.raises(CaptureError, match="token `7`"):
+            llama.generate(ids, max_new_tokens=1, pad_token_id=7)
+    assert len(recorder.store) == 2
 
 
 def require(store: Store, ids: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:

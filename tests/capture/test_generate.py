@@ -1,15 +1,18 @@
 """Generations: prefill and steps are one entry a row; what has no row a token is refused before any token."""
 
 import inspect
+import re
 from typing import Any
 
-import actstore
 import models
 import pytest
 import torch
-from actstore.errors import CaptureError, InvalidInputError
 from oracle import same_bits, watch
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StaticCache, StoppingCriteria, StoppingCriteriaList
+
+import actstore
+from actstore.capture.generation import Request
+from actstore.errors import CaptureError, InvalidInputError
 
 PROMPTS = ["what is it?", "who", "why not today"]
 NEW = 5
@@ -64,7 +67,7 @@ def test_prompts_without_a_padding_token(llama: Any) -> None:
 def test_bad_prompts(llama: Any, tokenizer: Any) -> None:
     calls: list[tuple[str, dict[str, Any], str]] = [
         ("what is it?", {}, "`prompts`"),
-        (["what", ""], {}, "`prompts`"),
+        (("what", None), {}, "`prompts[1]` is `None`"),
         (["what", 3], {}, "`prompts[1]` is `3`"),  # type: ignore[list-item]
         (PROMPTS, {"batch_size": 0}, "`batch_size` is `0`"),
         (PROMPTS, {"keys": ["a"]}, "`keys` labels `1` rows, but the call has `3`"),
@@ -82,6 +85,10 @@ def test_bad_prompts(llama: Any, tokenizer: Any) -> None:
     assert len(recorder.store) == 0
     with actstore.capture(llama) as recorder, pytest.raises(InvalidInputError, match="needs a tokenizer"):
         recorder.generate(PROMPTS)
+    with actstore.capture(llama, tokenizer) as recorder:
+        for prompts, part in ((["a", ""], "row `1` of the batch has `0` tokens"), ([""], "without `input_ids`")):
+            with pytest.raises(CaptureError, match=re.escape(part)):
+                recorder.generate(prompts)
 
 
 def test_no_prompts(llama: Any, tokenizer: Any) -> None:
@@ -324,6 +331,55 @@ def test_a_second_forward_inside_a_generation_is_refused(llama: Any) -> None:
         recorder.label(keys=["a", "b"])
         llama.generate(**batch, max_new_tokens=1)
     assert len(recorder.store) == 4
+
+
+def test_a_generation_without_a_token_is_refused(llama: Any) -> None:
+    """A `generate` of somebody's own, which makes nothing."""
+    llama.generate = torch.clone
+    try:
+        with actstore.capture(llama) as recorder, pytest.raises(CaptureError, match="`0` tokens") as caught:
+            llama.generate(torch.tensor([[1, 2]]))
+    finally:
+        del llama.generate
+    assert caught.value.kind == "rows_not_tokens"
+    assert len(recorder.store) == 0
+
+
+def test_labels_for_another_number_of_rows(llama: Any) -> None:
+    with actstore.capture(llama) as recorder:
+        recorder.label(keys=["a"])
+        with pytest.raises(InvalidInputError, match="`keys` labels `1` rows, but the call has `2`") as caught:
+            llama.generate(**models.padded([3, 6], "left"), max_new_tokens=1)
+        assert caught.value.kind == "invalid_option"
+    assert len(recorder.store) == 0
+
+
+def test_prompts_of_one_token(llama: Any) -> None:
+    """The prefill looks like a step, and what is kept of it differs."""
+    batch = models.padded([1, 1], "left")
+    with actstore.capture(llama, positions="response") as recorder, watch(llama) as oracle:
+        llama.generate(**batch, max_new_tokens=NEW)
+    for row, entry in enumerate(recorder.store):
+        assert entry.positions == list(range(1, NEW))
+        assert same_bits(entry.torch(1), oracle.rows_of_generation("resid_post.1", [0], row, NEW)[1:])
+
+
+@pytest.mark.parametrize(("positions", "rows"), [("prompt", 9), (0, 2), ("response", 2 * (NEW - 1))])
+def test_what_is_not_wanted_is_never_copied(llama: Any, positions: str | int, rows: int) -> None:
+    with actstore.capture(llama, positions=positions) as recorder:
+        llama.generate(**models.padded([3, 6], "left"), max_new_tokens=NEW)
+    assert recorder.stats.queue_peak_bytes == recorder.stats.raw_bytes == rows * 2 * 32 * 4
+
+
+def test_compiled_steps_are_told(llama: Any) -> None:
+    """They are refused on CUDA alone; here it is only seen that they would be."""
+    ids = torch.tensor([[1, 2]])
+    static = StaticCache(config=llama.config, max_cache_len=8)
+    for options in ({"cache_implementation": "static"}, {"past_key_values": static}):
+        assert Request(llama, (ids,), options)._is_compiled()
+        assert not Request(llama, (ids,), {**options, "disable_compile": True})._is_compiled()
+    for options in ({}, {"cache_implementation": "dynamic"}, {"past_key_values": DynamicCache(config=llama.config)}):
+        assert not Request(llama, (ids,), options)._is_compiled()
 
 
 def test_a_model_that_cannot_generate() -> None:

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import actstore
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import same_bits
+
+import actstore
 from actstore import _core
 from actstore.capture import staging
-from actstore.capture.drain import Drain, Finished, FinishedRow, Piece
+from actstore.capture.drain import Drain, Filled, Finished, FinishedRow, Piece
 from actstore.capture.labels import runs
 from actstore.capture.selection import Tokens, Window, decoding_window, window
 from actstore.capture.staging import Stage, Tap
 from actstore.errors import ActstoreError, CaptureError, InvalidInputError, LimitExceededError, ReadOnlyError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracle import same_bits
 
 DTYPES = [getattr(torch, name) for name, _ in _core.dtypes()]
 SLOT = 512
@@ -216,13 +217,16 @@ def test_the_first_failure_wakes_and_stays(small: Rig) -> None:
             raise OSError("the device is gone")
 
         def abandon(self) -> None:
-            raise AssertionError
+            raise OSError("a second failure, of no interest")
 
     small.begin(1)
     small.enter(Window((1, 1), [1], None, tail=False))
     for _ in range(4):
         small.ring.acquire()
     small.drain.put(Failing())
+    small.drain.put(Failing())
+    event = mock.Mock()
+    small.drain.put(Filled(small.ring, small.writer.begin(1), 0, [], event))
     tap = Tap("a.b", small.stage)
     for _ in range(2):
         with pytest.raises(OSError, match="gone"):
@@ -230,6 +234,8 @@ def test_the_first_failure_wakes_and_stays(small: Rig) -> None:
     small.drain.put(Finished(small.writer.begin(1), [(0, "no document", [], 0, None)]))
     small.drain.close()
     assert str(small.drain.failure) == "the device is gone"
+    # Its memory may be freed only once no copy into it is under way.
+    event.synchronize.assert_called_once_with()
 
 
 def test_a_closed_ring_is_an_error(small: Rig) -> None:
@@ -269,6 +275,48 @@ def test_a_buffer_crosses_after_the_producer_and_before_the_event() -> None:
     calls.slot.copy_.assert_called_once_with(calls.buffer, non_blocking=True)
     calls.Event.return_value.record.assert_called_once_with(side)
     calls.buffer.record_stream.assert_called_once_with(side)
+
+
+def test_the_ring_is_pinned_once_and_released(small: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above; and where CUDA pins no more, that is said, and what is pinned already is released."""
+    runtime = mock.Mock()
+    runtime.cudaHostRegister.side_effect = [0, 0, 2, *[0] * 9]
+    runtime.cudaHostUnregister.return_value = 0
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "Stream", mock.Mock())
+    with pytest.raises(LimitExceededError, match="CUDA cannot pin the staging memory") as caught:
+        small.stage.lane_of(torch.device("cuda", 0))
+    assert caught.value.kind == "limit_exceeded"
+    small.stage.close()
+    assert runtime.cudaHostUnregister.call_count == 2
+    runtime.reset_mock()
+    other = rig()
+    for device in (0, 1, 0):
+        other.stage.lane_of(torch.device("cuda", device))
+    other.stage.close()
+    other.close()
+    registered = [call.args[0] for call in runtime.cudaHostRegister.mock_calls]
+    released = [call.args[0] for call in runtime.cudaHostUnregister.mock_calls]
+    assert len(set(registered)) == len(registered) == 4
+    assert all(call.args[1:] == (SLOT, 1) for call in runtime.cudaHostRegister.mock_calls)
+    assert sorted(released) == sorted(registered)
+
+
+def test_another_stream_opens_another_slot(small: Rig) -> None:
+    """What two streams compute must not wait in one buffer, of which only one stream's part would be waited for."""
+    lane = small.stage.lane_of(torch.device("cpu"))
+    lane.producer = mock.Mock(return_value="first")  # type: ignore[method-assign]
+    draft = small.begin(1)
+    small.enter(Window((1, 1), [1], None, tail=False))
+    filled: list[Any] = []
+    small.drain.put = filled.append  # type: ignore[method-assign]
+    tap = Tap("a.b", small.stage)
+    for stream in ("first", "first", "second"):
+        lane.producer.return_value = stream
+        tap.take(torch.zeros(1, 1, 4))
+    small.stage.hand_over()
+    assert [len(job.pieces) for job in filled] == [2, 1]
+    del draft
 
 
 def test_the_cost_of_a_hook() -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import actstore
 import numpy as np
 import pytest
-from actstore.cli import app
 from typer.testing import CliRunner, Result
+
+import actstore
+from actstore.cli import app
 
 Run = Callable[..., Result]
 

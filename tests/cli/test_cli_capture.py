@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import actstore
 import pytest
 import torch
-from actstore.cli.models import LoadedModel, read_batch
 from tokenizers.processors import TemplateProcessing
 from typer.testing import Result
+
+import actstore
+from actstore.cli.models import LoadedModel, read_batch
 
 Run = Callable[..., Result]
 QUICK = ("--max-new-tokens", 4, "--points", "embed,resid_post", "--layers", "first_half")
@@ -213,26 +214,36 @@ def test_other_bad_input(run: Run, prompts: Path, tmp_path: Path) -> None:
         assert message in result.stderr
 
 
+def test_a_prompt_beyond_the_context_costs_nothing_that_was_stored(run: Run, prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text("Why?\n" + "many words " * 2000 + "\n", encoding="utf-8")
+    result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, "--batch-size", 1)
+    assert result.exit_code == 1
+    assert "model's context" in result.stderr.splitlines()[-1]
+    with actstore.open(tmp_path / "out") as store:
+        assert store.keys() == [actstore.key_of_prompt("Why?")]
+        assert store.verify()["damage"] == []
+
+
 def test_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
     prompts = tmp_path / "in.txt"
-    prompts.write_text("".join(f"What is {number} and one?\n" for number in range(400)), encoding="utf-8")
+    prompts.write_text("".join(f"What is {number} and one?\n" for number in range(120)), encoding="utf-8")
     arguments = ["capture", "demo", str(prompts), "--store", str(tmp_path / "out"), "--max-new-tokens", "8"]
     command = [sys.executable, "-m", "actstore", *arguments, "--batch-size", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     # The first line of progress: the capture is under way.
     first = process.stderr.readline()
-    assert "/400 prompts" in first, first + process.stderr.read()
+    assert "/120 prompts" in first, first + process.stderr.read()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     with actstore.open(tmp_path / "out") as store:
         count = len(store)
-        assert 0 < count < 400
+        assert 0 < count < 120
         assert store.verify()["damage"] == []
-    assert errors.splitlines()[-1] == f"stopped at {count}/400; run the same command again to continue"
+    assert errors.splitlines()[-1] == f"stopped at {count}/120; run the same command again to continue"
     result = run(*arguments, "--batch-size", 50)
     assert result.exit_code == 0, result.stderr
     assert f"skipping {count} already stored" in result.stdout
     with actstore.open(tmp_path / "out") as store:
-        assert len(store) == 400
+        assert len(store) == 120

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import actstore
 import pytest
 import torch
-from actstore.cli import fidelity
 from typer.testing import Result
+
+import actstore
+from actstore.cli import fidelity
 
 Run = Callable[..., Result]
 

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import actstore
 import pytest
 from typer.testing import Result
+
+import actstore
 
 Run = Callable[..., Result]
 

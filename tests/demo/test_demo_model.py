@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from actstore import demo
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actstore import demo
 
 LETTERS = ["A", "B", "C", "D"]
 GROUPS: tuple[demo.Group, demo.Group] = ("known", "heldout")

@@ -45,7 +45,6 @@ class Call:
 
     def __init__(self, sink: Sink, tokens: Tokens, labels: Labels) -> None:
         sink.drain.check()
-        labels.require(len(tokens.ids))
         self.tokens = tokens
         self._labels = labels
         self._sink = sink
@@ -84,7 +83,6 @@ class ForwardCall(Call):
     """One forward: everything about its rows is known before it runs."""
 
     def __init__(self, sink: Sink, tokens: Tokens, labels: Labels) -> None:
-        labels.require(len(tokens.ids))
         self._prompt_lengths = [labels.prompt_length(row, length) for row, length in enumerate(tokens.lengths)]
         self._positions = [
             select(sink.positions, length, prompt_length)
@@ -156,7 +154,7 @@ class GenerationCall(Call):
     def _require_forwards(self, new_tokens: int, device: str) -> None:
         # On Metal transformers learns one step late that every row has ended, and drops the last step.
         late = device == "mps" and self._forwards == new_tokens + 1
-        if self._forwards != new_tokens and not late:
+        if not new_tokens or (self._forwards != new_tokens and not late):
             message = f"`{new_tokens}` tokens were generated in `{self._forwards}` forwards; each takes one"
             raise CaptureError("rows_not_tokens", message)
 
@@ -170,7 +168,8 @@ class GenerationCall(Call):
         chosen = None if positions == captured else [position - captured[0] for position in positions]
         response = self._sink.text(response_ids, special=False)
         self.responses.append(response)
-        text = Text(self._sink.text(prompt_ids, special=True), response, prompt_length, prompt_length)
+        prompt = self._sink.text(prompt_ids, special=True) if self._labels.prompts is None else None
+        text = Text(prompt, response, prompt_length, prompt_length)
         ids = prompt_ids + response_ids
         return row, self._labels.document(row, text, ids, positions), ids, len(captured), chosen
 

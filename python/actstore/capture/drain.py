@@ -42,12 +42,9 @@ class Filled:
         self.batch.take(self.ring, self.slot, self.pieces)
 
     def abandon(self) -> None:
-        """Free the slot, once the device has left it alone."""
-        try:
-            if self.arrived is not None:
-                self.arrived.synchronize()
-        finally:
-            self.ring.release(self.slot)
+        """Wait until the device has left the slot alone. The ring is closed, nobody waits for the slot."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
 
 
 @dataclass(frozen=True)

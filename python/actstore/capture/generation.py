@@ -105,11 +105,17 @@ class Request:
             if value is not None and is_refused(value, batch):
                 shown = f"{name}={value}" if isinstance(value, (str, int, float)) else name
                 raise CaptureError("unsupported_generation", f"`{shown}` cannot be captured: {reason}")
-        cache = self.option("cache_implementation")
-        is_compiled = isinstance(cache, str) and cache not in _UNCOMPILED_CACHES and not self.option("disable_compile")
-        if is_compiled and self.ids.is_cuda:
-            reason = "compiled steps run no hooks; pass `disable_compile=True` as well"
-            raise CaptureError("unsupported_generation", f"`cache_implementation={cache}` cannot be captured: {reason}")
+        if self.ids.is_cuda and self._is_compiled():
+            message = (
+                "a static cache cannot be captured: compiled steps run no hooks; pass `disable_compile=True` as well"
+            )
+            raise CaptureError("unsupported_generation", message)
+
+    def _is_compiled(self) -> bool:
+        """Whether `generate` compiles decoding steps, on devices where it does."""
+        cache, past = self.option("cache_implementation"), self.option("past_key_values")
+        is_static = cache not in (None, *_UNCOMPILED_CACHES) or getattr(past, "is_compileable", False)
+        return bool(is_static and not self.option("disable_compile"))
 
 
 def has_past(cache: Any) -> bool:

@@ -102,8 +102,6 @@ class Recorder:
         session = self._open_wiring().session
         if session.labels is not None:
             raise InvalidInputError("invalid_option", "`label` labels a call of the model; give labels to `generate`")
-        if isinstance(prompts, str) or not all(prompts):
-            raise InvalidInputError("invalid_option", "`prompts` is not a list of prompts that have text")
         if batch_size < 1:
             raise InvalidInputError("invalid_option", f"`batch_size` is `{batch_size}`; it is at least `1`")
         labels = Labels.of(keys, metadata, prompts=prompts)
@@ -120,7 +118,7 @@ class Recorder:
         self._store = self._target.open()
         try:
             self._wiring = Wiring(self._plan, self._store, self._target.memory)
-            self._wiring.session.attach()
+            self._wiring.attach()
         except BaseException:
             self._close()
             raise

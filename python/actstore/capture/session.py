@@ -95,6 +95,7 @@ class Session:
         if labels.prompt_lengths is not None:
             raise InvalidInputError("invalid_option", "`prompt_lengths` labels a forward; `generate` knows its own")
         tokens = self._read(request.ids, request.mask, request.option("pad_token_id"))
+        labels.require(len(tokens.ids))
         self._call = self._generation = call = GenerationCall(self._sink, tokens, labels)
         try:
             result = self._original(*args, **kwargs)
@@ -146,6 +147,7 @@ class Session:
             message = "`logits_to_keep` leaves out logits that are to be captured; leave it out"
             raise InvalidInputError("invalid_option", message)
         tokens = self._read(ids, named.get("attention_mask"), None)
+        labels.require(len(tokens.ids))
         self._call = ForwardCall(self._sink, tokens, labels)
 
     def _after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:

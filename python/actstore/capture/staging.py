@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Stage", "Tap"]
 
 _ALIGNMENT = 64
+_PORTABLE = 1
+"""`cudaHostRegisterPortable`: pinned for every device."""
 
 
 class _Views(dict[torch.dtype, "Tensor"]):
@@ -141,8 +143,7 @@ class Stage:
     def close(self) -> None:
         """Unpin the ring, which no copy may still be filling."""
         while self._pinned:
-            slot = self._pinned.pop()
-            torch.cuda.check_error(int(_cuda_runtime().cudaHostUnregister(slot.data_ptr())))
+            _require_success("unpin", _cuda_runtime().cudaHostUnregister(self._pinned.pop().data_ptr()))
 
     def _forget(self) -> None:
         self._slot = -1
@@ -154,12 +155,19 @@ class Stage:
 
     def _pin(self) -> None:
         for slot in self._slots.values():
-            torch.cuda.check_error(int(_cuda_runtime().cudaHostRegister(slot.data_ptr(), slot.numel(), 0)))
+            status = _cuda_runtime().cudaHostRegister(slot.data_ptr(), slot.numel(), _PORTABLE)
+            _require_success("pin", status)
             self._pinned.append(slot)
 
 
 def _cuda_runtime() -> Any:
     return cast("Any", torch.cuda).cudart()
+
+
+def _require_success(action: str, status: Any) -> None:
+    if int(status) != 0:
+        message = f"CUDA cannot {action} the staging memory (error `{int(status)}`); an eighth of `memory` is staged"
+        raise LimitExceededError("limit_exceeded", message)
 
 
 class Tap:

@@ -49,9 +49,13 @@ class Wiring:
         self._stage = Stage(self._ring, self._drain)
         sink = Sink(self._writer, self._stage, self._drain, len(plan.sites), plan.positions, plan.tokenizer)
         self.session = Session(plan.anatomy, plan.sites, sink)
-        for device in {parameter.device for parameter in plan.anatomy.model.parameters()}:
-            # Pins the ring now where that is needed: it takes a while, and waits for the device.
+        self._devices = {parameter.device for parameter in plan.anatomy.model.parameters()}
+
+    def attach(self) -> None:
+        """Set the hooks. Where the ring has to be pinned for a device, that is done first: it waits for the device."""
+        for device in self._devices:
             self._stage.lane_of(device)
+        self.session.attach()
 
     def stats(self) -> CaptureStats:
         """What was done so far."""

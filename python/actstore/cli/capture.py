@@ -29,7 +29,6 @@ class _Plan:
     loaded: LoadedModel
     run: Run
     batch_size: int
-    generation: dict[str, Any]
 
 
 @command
@@ -37,6 +36,7 @@ def capture(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL")],
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="`.txt` or `.jsonl` file.")],
+    *,
     store: Annotated[Path, typer.Option(help="Directory of the store; created, or appended to.")],
     layers: Annotated[str, typer.Option(help="`all`, `first_half`, `second_half` or numbers such as `4,8`.")] = "all",
     points: Annotated[str, typer.Option(help="Hook points, separated by commas.")] = "resid_post",
@@ -75,21 +75,23 @@ def capture(
     loaded = load_model(model, model_revision, device)
     generates = rows[0].response is None
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
+    asked = {"layers": layers, "points": points, "positions": positions}
     with _open_store(store, codec, dtype) as opened:
-        settings = {
-            "model": loaded.name,
-            "revision": loaded.revision,
-            "layers": layers,
-            "points": points,
-            "positions": positions,
-            "max_new_tokens": max_new_tokens if generates else None,
-            "padding_side": loaded.tokenizer.padding_side,
-            "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "stored_dtype": opened.settings["dtype"],
-        }
-        generation = {"max_new_tokens": max_new_tokens, "do_sample": False}
-        plan = _Plan(loaded, Run(settings, dataset, split), batch_size, generation)
+        settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
+        plan = _Plan(loaded, Run(settings, dataset, split), batch_size)
         _capture_remaining(opened, rows, plan, shown=context.obj.progress)
+
+
+def _resolved(loaded: LoadedModel, store: Store, max_new_tokens: int | None) -> dict[str, Any]:
+    """What decides the content of entries besides what to capture, as it is and not as it was asked for."""
+    return {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "stored_dtype": store.settings["dtype"],
+        "padding_side": loaded.tokenizer.padding_side,
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 def _open_store(path: Path, codec: str | None, dtype: str | None) -> Store:
@@ -168,7 +170,8 @@ def _capture_batch(recorder: Recorder, rows: list[Row], plan: _Plan) -> None:
     keys = None if plan.run.dataset is None else [plan.run.key(row) for row in rows]
     prompts = [row.prompt for row in rows]
     if rows[0].response is None:
-        recorder.generate(prompts, metadata=metadata, keys=keys, batch_size=len(rows), **plan.generation)
+        generation = {"max_new_tokens": plan.run.settings["max_new_tokens"], "do_sample": False}
+        recorder.generate(prompts, metadata=metadata, keys=keys, batch_size=len(rows), **generation)
         return
     from actstore.cli.models import read_batch
 

@@ -1,57 +1,14 @@
 //! Codecs: the rows of one frame to stored bytes, and back.
 //!
-//! A codec does no I/O and knows neither files nor offsets. What follows is normative for the format.
+//! A codec does no I/O and knows neither files nor offsets. How many bytes a frame decodes to, its dtype, the values of
+//! a row, its encoding and its model are recorded outside the frame; FORMAT.md says where, and is the one normative text
+//! for the encodings and models themselves, byte for byte (sections 7 and 8).
 //!
-//! # Encodings
-//!
-//! A frame holds whole rows of one activation: `n` values of `w` bytes, little-endian, `row_values` of them a row.
-//! The channel of a value is its index within its row. How many bytes a frame decodes to, its dtype, `row_values`,
-//! its encoding and the id of its model, if it has one, are recorded outside the frame. Integers are little-endian.
-//!
-//! | code | encoding | stored bytes |
-//! |--:|---|---|
-//! | 0 | `stored` | the `n * w` bytes themselves |
-//! | 1 | `zstd` | one zstd frame of the `n * w` bytes |
-//! | 2 | `planes` | byte planes, see below; float dtypes alone |
-//!
-//! Every zstd frame, also within `planes`, is one standard frame (RFC 8878): it begins with the magic number
-//! `28 B5 2F FD`, states its content size, needs no dictionary, has a window of at most 2^27 bytes (where it has a
-//! single segment, the content size is the window) and is followed by nothing. A reader refuses a frame whose
-//! content size is absent or is not the size due. No model is used by `stored` and `zstd`.
-//!
-//! # `planes`
-//!
-//! A frame of `n >= 1` values is `w` planes of `n` bytes, one byte of each value in the order of the values: first the
-//! residuals, then the low planes 0, 1, ..., `w - 2`. A plane is stored as
-//!
-//! | bytes | content |
-//! |--:|---|
-//! | 4 | `L`, u32; the last plane has no such field, and its `L` is what remains of the frame |
-//! | `L` | if `L = n`, the `n` bytes of the plane; otherwise one zstd frame of them |
-//!
-//! A writer may code a plane as a zstd frame only where that is shorter than `n` bytes. So an 8-bit float is one plane
-//! without a field, and a 16-bit float as a rule `L`, the zstd frame of the residuals and `n` bytes as they are.
-//!
-//! Value `i`, of channel `c`, is decoded so:
-//!
-//! 1. `r` is its residual and `b` the bias of channel `c`. Its top byte `t` is
-//!    - `r`, if the frame has no model;
-//!    - `0`, if the frame has a model and `r` is 128;
-//!    - `(128 + b) mod 256`, if the frame has a model, `r` is `(256 - b) mod 256` and is not 128;
-//!    - `(r + b) mod 256` otherwise.
-//! 2. `x` is the integer of `8 * w` bits whose byte `k`, counted from the lowest, is byte `i` of low plane `k` for
-//!    `k < w - 1`, and `t` for `k = w - 1`.
-//! 3. The bits of the value are `x` rotated right by one: the lowest bit of `x` is the sign.
-//!
-//! (So `r = t - b`, but for the residuals 128 and `-b`, which are exchanged: a top byte of 0, as zeros have it, is 128
-//! in every channel.) The model of `planes` is one byte a channel, its bias: `row_values` bytes and nothing else. Every
-//! bias decodes exactly; this writer's is the rounded mean exponent of the channel, put where the top byte has the
-//! exponent. A frame is malformed if it has no values, is not whole rows, is not of a float dtype, has a model of
-//! another length, or has a plane that is cut short or is a zstd frame of another size.
-//!
-//! # Models
-//!
-//! A model is named by the first 16 bytes of the BLAKE3 hash of its bytes.
+//! What a codec is free to choose is code here: which encoding a frame gets, and which model a hook point. `raw` stores
+//! rows as they are, `zstd` compresses whole frames. `planes` is for floats: it takes a frame apart into one plane for
+//! each byte of a value, rotated so that the exponent leads the top byte, and compresses only the planes that shrink.
+//! Of activations those are the exponents; mantissas are noise. Its model is the rounded mean exponent of each channel.
+//! Any bias decodes exactly, so a model learned from the first rows costs later ones at most size, never a bit.
 
 pub mod pack;
 mod planes;
@@ -389,12 +346,12 @@ mod tests {
         decode(encoding, &stored, rows.dtype, rows.row_values, model, &mut out).unwrap();
         assert!(out == rows.bytes, "{codec:?} {encoding:?} {} x {}", rows.dtype.name(), rows.row_values);
         if encoding == Encoding::Planes {
-            assert!(by_the_book(&stored, rows, model) == rows.bytes, "the module page decodes otherwise");
+            assert!(by_the_book(&stored, rows, model) == rows.bytes, "the text decodes otherwise");
         }
         (encoding, stored)
     }
 
-    /// A decoder of `planes` written from the module page, a value at a time.
+    /// A decoder of `planes` written from FORMAT.md, a value at a time.
     fn by_the_book(stored: &[u8], rows: Rows<'_>, model: Option<&Model>) -> Vec<u8> {
         let width = rows.dtype.size();
         let count = rows.bytes.len() / width;
