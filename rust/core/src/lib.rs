@@ -9,6 +9,7 @@
 pub mod batch;
 pub mod codec;
 pub mod columns;
+mod committer;
 pub mod encode;
 pub mod entry;
 pub mod error;

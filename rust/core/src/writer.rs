@@ -7,71 +7,16 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 
+use crate::codec::Model;
+pub use crate::committer::Stats;
+use crate::committer::{COMMIT_WAIT, Job, Shared, commit_loop};
 use crate::encode::{Draft, encode, fit_models};
-use crate::entry::{ContentId, check_key};
 use crate::error::{Error, Kind, Result};
-use crate::format::EntryHeader;
-use crate::manifest::OnConflict;
-use crate::store::{EncodedEntry, ModelKey, Operation, Store, lock};
-
-/// A commit is written when it holds this much, or nothing more arrives for [`COMMIT_WAIT`].
-const COMMIT_BYTES: u64 = 64 << 20;
-const COMMIT_WAIT: Duration = Duration::from_millis(50);
-/// An idle session syncs what its last commits did not, so that `interval` keeps its word when nothing follows them.
-const IDLE_SYNC: Duration = Duration::from_secs(2);
-
-/// What a session did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stats {
-    /// Entries committed.
-    pub entries: u64,
-    /// Entries that were there already: the same key with the same content, or skipped.
-    pub duplicates: u64,
-    /// Entries refused.
-    pub rejected: u64,
-    /// Token positions whose rows were committed.
-    pub tokens: u64,
-    /// Bytes of the committed activations before packing and compressing.
-    pub raw_bytes: u64,
-    /// Bytes of their frames.
-    pub stored_bytes: u64,
-    /// Commits.
-    pub commits: u64,
-    /// Syncs of file content.
-    pub syncs: u64,
-    /// Bytes of activations held now: drafts, queue, and the commit being written.
-    pub queue_bytes: u64,
-    /// The most they were.
-    pub queue_peak_bytes: u64,
-    /// Seconds that callers waited for room in the queue.
-    pub wait_seconds: f64,
-}
-
-enum Job {
-    Entry { encoded: Receiver<Result<EncodedEntry>>, bytes: u64 },
-    Flush(Sender<()>),
-}
-
-/// Bytes held, and how many of them the committer will free by itself.
-#[derive(Default)]
-struct Held {
-    all: u64,
-    queued: u64,
-    waiting: u64,
-}
-
-struct Shared {
-    store: Arc<Store>,
-    held: Mutex<Held>,
-    room: Condvar,
-    stats: Mutex<Stats>,
-    failure: Mutex<Option<Error>>,
-    hurry: AtomicBool,
-}
+use crate::store::{ModelKey, Store, lock};
 
 /// A writing session on a store.
 pub struct Writer {
@@ -252,7 +197,7 @@ impl Drop for Writer {
     }
 }
 
-type Models = HashMap<ModelKey, Arc<crate::codec::Model>>;
+type Models = HashMap<ModelKey, Arc<Model>>;
 
 fn models_of(draft: &Draft, models: &Models) -> Models {
     let wanted = |key: &&ModelKey| draft.activations.iter().any(|(point, _)| *point == key.0);
@@ -273,180 +218,4 @@ fn adopt_models(store: &Store) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Entries taken from the queue, and whoever waits for their commit.
-#[derive(Default)]
-struct Batch {
-    entries: Vec<EncodedEntry>,
-    bytes: u64,
-    flushes: Vec<Sender<()>>,
-}
-
-fn commit_loop(shared: &Shared, jobs: &Receiver<Job>) {
-    while let Some(job) = shared.next(jobs) {
-        let mut batch = Batch::default();
-        shared.take(&mut batch, job);
-        let deadline = Instant::now() + COMMIT_WAIT;
-        let mut open = true;
-        while open && batch.flushes.is_empty() && batch.bytes < shared.commit_bytes() {
-            match jobs.recv_deadline(deadline.min(shared.deadline(deadline))) {
-                Ok(job) => shared.take(&mut batch, job),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => open = false,
-            }
-        }
-        shared.commit(batch);
-    }
-}
-
-impl Shared {
-    fn commit_bytes(&self) -> u64 {
-        COMMIT_BYTES.min(self.store.memory() / 4)
-    }
-
-    /// The next job, or nothing when the session ends. While none comes, what an interval left unsynced is synced.
-    fn next(&self, jobs: &Receiver<Job>) -> Option<Job> {
-        loop {
-            match jobs.recv_timeout(IDLE_SYNC) {
-                Ok(job) => return Some(job),
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Err(error) = self.store.writing().and_then(|backend| backend.sync()) {
-                        lock(&self.failure).get_or_insert(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Now, if somebody waits for room.
-    fn deadline(&self, usual: Instant) -> Instant {
-        if self.hurry.swap(false, Ordering::AcqRel) { Instant::now() } else { usual }
-    }
-
-    fn take(&self, batch: &mut Batch, job: Job) {
-        match job {
-            Job::Flush(sender) => batch.flushes.push(sender),
-            Job::Entry { encoded, bytes } => {
-                batch.bytes += bytes;
-                match encoded.recv() {
-                    Ok(Ok(entry)) => batch.entries.push(entry),
-                    Ok(Err(error)) => self.refuse(error),
-                    Err(_) => {
-                        self.refuse(Error::new(Kind::WriterFailed, "an encoding thread died; the entry is not stored"))
-                    }
-                }
-            }
-        }
-    }
-
-    fn refuse(&self, error: Error) {
-        lock(&self.stats).rejected += 1;
-        lock(&self.failure).get_or_insert(error);
-    }
-
-    fn commit(&self, batch: Batch) {
-        let entries = batch.entries;
-        let mut sums = Stats::default();
-        let committed = self.store.commit_resolved(|backend| {
-            let mut resolver = Resolver { shared: self, backend, pending: HashMap::new(), sums: &mut sums };
-            entries.into_iter().filter_map(|entry| resolver.resolve(entry)).collect()
-        });
-        match committed {
-            Ok(committed) => {
-                let mut stats = lock(&self.stats);
-                stats.entries += sums.entries;
-                stats.tokens += sums.tokens;
-                stats.raw_bytes += sums.raw_bytes;
-                stats.stored_bytes += sums.stored_bytes;
-                stats.commits += u64::from(sums.entries > 0);
-                stats.syncs += committed.syncs;
-            }
-            Err(error) => {
-                lock(&self.failure).get_or_insert(error);
-            }
-        }
-        lock(&self.stats).duplicates += sums.duplicates;
-        let mut held = lock(&self.held);
-        held.all -= batch.bytes;
-        held.queued -= batch.bytes;
-        drop(held);
-        self.room.notify_all();
-        drop(batch.flushes);
-    }
-}
-
-/// Decides what becomes of each entry of a commit.
-struct Resolver<'a> {
-    shared: &'a Shared,
-    backend: &'a dyn crate::store::Backend,
-    pending: HashMap<String, ContentId>,
-    sums: &'a mut Stats,
-}
-
-impl Resolver<'_> {
-    fn content_id(&self, key: &str) -> Option<ContentId> {
-        self.pending.get(key).copied().or_else(|| self.backend.content_id(key))
-    }
-
-    fn resolve(&mut self, mut entry: EncodedEntry) -> Option<Operation> {
-        let key = entry.header.document.key().to_owned();
-        match self.content_id(&key) {
-            None => {}
-            Some(stored) if stored == entry.content_id => return self.duplicate(),
-            Some(_) => match self.shared.store.manifest().settings.on_conflict {
-                OnConflict::Error => return self.conflict(&key),
-                OnConflict::Skip => return self.duplicate(),
-                OnConflict::Replace => {}
-                OnConflict::Number => match self.number(&key, entry.content_id) {
-                    Some(numbered) => match check_key(&numbered) {
-                        Ok(()) => entry.header.document.key = Some(numbered),
-                        Err(error) => return self.refuse(error),
-                    },
-                    None => return self.duplicate(),
-                },
-            },
-        }
-        self.pending.insert(entry.header.document.key().to_owned(), entry.content_id);
-        count(self.sums, &entry.header, entry.stored_bytes());
-        Some(Operation::Put(Box::new(entry)))
-    }
-
-    fn duplicate(&mut self) -> Option<Operation> {
-        self.sums.duplicates += 1;
-        None
-    }
-
-    fn conflict(&mut self, key: &str) -> Option<Operation> {
-        let message = format!(
-            "key `{key}` is stored with other content; give another key, or create the store with on_conflict `skip`, `replace` or `number`"
-        );
-        self.refuse(Error::new(Kind::KeyConflict, message))
-    }
-
-    fn refuse(&self, error: Error) -> Option<Operation> {
-        self.shared.refuse(error);
-        None
-    }
-
-    /// The first free `key#n`; `None` if one of them has this content already.
-    fn number(&self, key: &str, content_id: ContentId) -> Option<String> {
-        for n in 1u64.. {
-            let numbered = format!("{key}#{n}");
-            match self.content_id(&numbered) {
-                None => return Some(numbered),
-                Some(stored) if stored == content_id => return None,
-                Some(_) => {}
-            }
-        }
-        None
-    }
-}
-
-fn count(stats: &mut Stats, header: &EntryHeader, stored_bytes: u64) {
-    stats.entries += 1;
-    stats.tokens += header.document.stored_positions().unwrap_or(0);
-    stats.raw_bytes += header.activations.iter().map(|activation| activation.layout.bytes()).sum::<u64>();
-    stats.stored_bytes += stored_bytes;
 }

@@ -154,19 +154,24 @@ impl RecordHeader {
         if version > FORMAT_VERSION {
             return Err(unsupported_version(version));
         }
-        let reserved = fields.take(2)?;
-        let unknown = || {
-            let message = format!("a record of type `{code}`, which this build does not know: upgrade actstore");
-            Error::new(Kind::UnsupportedVersion, message)
-        };
-        let record_type = RecordType::from_code(code).filter(|_| reserved == [0, 0]).ok_or_else(unknown)?;
-        Ok(Self {
-            record_type,
-            length: fields.u64()?,
-            sequence: fields.u64()?,
-            checksum: fields.u128()?,
-            place: Place { store: fields.u64()?, writer: fields.u32()?, shard: fields.u32()? },
-        })
+        let known = RecordType::from_code(code);
+        let reserved_before = fields.u16()?;
+        let header = known.map(|record_type| -> Result<Self> {
+            Ok(Self {
+                record_type,
+                length: fields.u64()?,
+                sequence: fields.u64()?,
+                checksum: fields.u128()?,
+                place: Place { store: fields.u64()?, writer: fields.u32()?, shard: fields.u32()? },
+            })
+        });
+        match header.transpose()? {
+            Some(header) if reserved_before == 0 && fields.u32()? == 0 => Ok(header),
+            _ => {
+                let message = format!("a record of type `{code}`, written by a later build: upgrade actstore");
+                Err(Error::new(Kind::UnsupportedVersion, message))
+            }
+        }
     }
 
     /// Checks a payload against the header.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use self::append::{ShardWriter, hash_file};
 use self::log::Log;
 use self::opening::{Contents, create, open, recognises};
-use self::scan::Scan;
+use self::scan::{Found, Scan};
 use self::shard::{Located, Shard};
 use self::verify::verify_shard;
 use super::index::Index;
@@ -139,13 +139,7 @@ impl Shards {
         let count = unsealed.len();
         for (n, (shard, scan)) in unsealed.into_iter().enumerate() {
             let sealed = match scan.seal {
-                Some(seal) => {
-                    let mut hasher = blake3::Hasher::new();
-                    hash_file(&shard, seal.end(), &mut hasher)?;
-                    let blake3 = *hasher.finalize().as_bytes();
-                    let sealed = Sealed { offset: seal.offset, blake3 };
-                    Extent { shard: shard.place.shard, length: seal.end(), seal: Some(sealed) }
-                }
+                Some(seal) => self.adopt_seal(&shard, seal)?,
                 None if scan.groups.is_empty() => continue,
                 None => {
                     let writer = ShardWriter::resume(self.disk.as_ref(), &self.root, shard, &scan)?;
@@ -159,6 +153,15 @@ impl Shards {
             self.log(&mut state, sealed)?;
         }
         Ok(())
+    }
+
+    /// A shard whose writer ended between its seal and the log. What was read may be in memory only.
+    fn adopt_seal(&self, shard: &Shard, seal: Found) -> Result<Extent> {
+        self.disk.resume(&shard_path(&self.root, shard.place), seal.end())?.sync()?;
+        let mut hasher = blake3::Hasher::new();
+        hash_file(shard, seal.end(), &mut hasher)?;
+        let sealed = Sealed { offset: seal.offset, blake3: *hasher.finalize().as_bytes() };
+        Ok(Extent { shard: shard.place.shard, length: seal.end(), seal: Some(sealed) })
     }
 
     fn poisoned(&self, state: &WriterState) -> Result<()> {
