@@ -19,6 +19,7 @@ import actstore
 from actstore import Recorder
 from actstore.capture import CaptureStats
 from actstore.capture.drain import Filled
+from actstore.capture.staging import Stage
 from actstore.errors import (
     ActstoreError,
     AlreadyExistsError,
@@ -490,19 +491,30 @@ def test_stats_in_one_line() -> None:
 def test_waiting_for_a_slot_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow writer makes the model wait, and loses nothing."""
     model = models.tiny("llama", layers=1, hidden_size=512, max_position_embeddings=4096)
-    run = Filled.run
+    run, open_slot = Filled.run, Stage.open
+    opened: list[int] = []
+    all_full = threading.Event()
+
+    def counted(self: Stage, lane: Any) -> None:
+        opened.append(1)
+        if len(opened) > 4:
+            all_full.set()
+        open_slot(self, lane)
 
     def slow(self: Filled) -> None:
-        time.sleep(0.05)
+        """Takes nothing out of the four slots before the model asks for a fifth, and then not at once."""
+        all_full.wait()
+        time.sleep(0.25)
         run(self)
 
+    monkeypatch.setattr(Stage, "open", counted)
     monkeypatch.setattr(Filled, "run", slow)
     batch = models.padded([2000, 1000], "left")
     points = ["resid_pre", "resid_post", "mlp_out", "attn_out", "logits"]
     with actstore.capture(model, points=points, memory="96 MiB") as recorder, Oracle() as oracle, torch.no_grad():
         watch_output(oracle, "resid_post.0", model.model.layers[0])
         model(**batch)
-    assert 50 < recorder.stats.stall_ms < 1000 * recorder.stats.seconds
+    assert 50 < recorder.stats.stall_ms <= 1000 * recorder.stats.seconds
     for row, entry in enumerate(recorder.store):
         real = batch["attention_mask"][row].nonzero().flatten().tolist()
         assert same_bits(entry.torch(0), oracle.rows_of_forward("resid_post.0", real, row))

@@ -205,7 +205,6 @@ def test_a_dropped_slot_is_free_again(small: Rig) -> None:
         small.enter(Window((1, 1), [1], None, tail=False))
         tap.take(torch.ones(1, 1, 4))
         small.stage.drop()
-    assert small.ring.stall_seconds < 1
 
 
 def test_the_first_failure_wakes_and_stays(small: Rig) -> None:
@@ -317,22 +316,3 @@ def test_another_stream_opens_another_slot(small: Rig) -> None:
     small.stage.hand_over()
     assert [len(job.pieces) for job in filled] == [2, 1]
     del draft
-
-
-def test_the_cost_of_a_hook() -> None:
-    """Not a benchmark: a hook that costs a hundred microseconds would slow every model."""
-    made = rig(size=4 << 20)
-    made.begin(4)
-    made.enter(Window((4, 1), [1] * 4, None, tail=False))
-    tap: Any = Tap("a.b", made.stage)
-    tensor = torch.zeros(4, 1, 64)
-    best = min(_seconds(tap, tensor) for _ in range(5))
-    made.drain.close()
-    assert best / 1000 < 100e-6
-
-
-def _seconds(tap: Tap, tensor: torch.Tensor) -> float:
-    started = time.perf_counter()
-    for _ in range(1000):
-        tap.take(tensor)
-    return time.perf_counter() - started

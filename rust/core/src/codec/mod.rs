@@ -247,8 +247,9 @@ pub(crate) fn find<T: Copy>(all: &[T], what: &str, name: &str, name_of: impl Fn(
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation, reason = "test data")]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data")]
+
     use proptest::prelude::*;
 
     use super::*;

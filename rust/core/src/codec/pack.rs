@@ -282,8 +282,9 @@ fn double(raw: &[u8]) -> f64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation, reason = "test data")]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data")]
+
     use proptest::prelude::*;
 
     use super::*;

@@ -379,8 +379,9 @@ fn skewed(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation, reason = "test data")]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data")]
+
     use proptest::prelude::*;
 
     use super::*;

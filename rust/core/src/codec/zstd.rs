@@ -192,8 +192,9 @@ fn short() -> Error {
 }
 
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation, reason = "test data")]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data")]
+
     use proptest::prelude::*;
 
     use super::*;
