@@ -7,8 +7,8 @@ use crate::entry::Document;
 use crate::error::{Error, Kind, Result};
 use crate::format::size;
 use crate::hook_point::HookPoint;
+use crate::lock::lock;
 use crate::staging::Ring;
-use crate::store::lock;
 use crate::tensor::{Dtype, Layout, Tensor};
 use crate::writer::Writer;
 

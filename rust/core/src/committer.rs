@@ -11,8 +11,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use crate::entry::{ContentId, check_key};
 use crate::error::{Error, Kind, Result};
 use crate::format::EntryHeader;
+use crate::lock::lock;
 use crate::manifest::OnConflict;
-use crate::store::{Backend, EncodedEntry, Operation, Store, lock};
+use crate::store::{Backend, EncodedEntry, Operation, Store};
 
 /// A commit is written when it holds this much, or nothing more arrives for [`COMMIT_WAIT`].
 const COMMIT_BYTES: u64 = 64 << 20;

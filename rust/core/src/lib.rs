@@ -17,6 +17,7 @@ pub mod files;
 pub mod format;
 pub mod hook_point;
 pub mod inspect;
+mod lock;
 pub mod manifest;
 pub mod pool;
 pub mod reader;

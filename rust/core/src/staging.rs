@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
-use crate::store::lock;
+use crate::lock::lock;
 
 /// Alignment of a slot.
 pub const PAGE_BYTES: usize = 4096;

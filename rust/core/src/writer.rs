@@ -16,7 +16,8 @@ pub use crate::committer::Stats;
 use crate::committer::{COMMIT_WAIT, Job, Shared, commit_loop};
 use crate::encode::{Draft, encode, fit_models};
 use crate::error::{Error, Kind, Result};
-use crate::store::{ModelKey, Store, lock};
+use crate::lock::lock;
+use crate::store::{ModelKey, Store};
 
 /// A writing session on a store.
 pub struct Writer {

@@ -1,4 +1,4 @@
-//! The `planes` encoding: exponents entropy-coded, sign and mantissa as they are. Layout: the codec's module page.
+//! The `planes` encoding: exponents entropy-coded, sign and mantissa as they are. Layout: FORMAT.md, section 7.
 
 use ::zstd::zstd_safe::{CCtx, DCtx};
 

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, OsDisk};
 use crate::format::EntryHeader;
 use crate::hook_point::HookPoint;
+use crate::lock::lock;
 use crate::manifest::{Manifest, Settings};
 use crate::pool::Pool;
 use crate::tensor::Dtype;
@@ -140,11 +141,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("backend", &self.spec.name).field("path", &self.path).finish_non_exhaustive()
     }
-}
-
-/// Locks a mutex whose data is valid at every point where a thread could have panicked.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {

@@ -19,11 +19,12 @@ use self::scan::{Found, Scan};
 use self::shard::{Located, Shard};
 use self::verify::verify_shard;
 use super::index::Index;
-use super::{Backend, BackendSpec, Committed, Operation, Stored, lock};
+use super::{Backend, BackendSpec, Committed, Operation, Stored};
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
 use crate::format::{Change, CommitRecord, Extent, FORMAT_VERSION, Place, Sealed, malformed};
+use crate::lock::lock;
 use crate::manifest::{Durability, Manifest};
 
 /// The line of the table.

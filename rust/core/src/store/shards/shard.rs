@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::super::{Stored, lock};
+use super::super::Stored;
 use super::scan::{Found, Group, header_at, named, payload_of, scan};
 use super::{Scan, shard_path};
 use crate::codec::{Model, ModelId};
@@ -16,6 +16,7 @@ use crate::format::{
     Change, CommitRecord, EntryHeader, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
     RecordHeader, RecordType, Sealed, malformed, size,
 };
+use crate::lock::lock;
 
 /// A shard open for reading.
 pub(super) struct Shard {
