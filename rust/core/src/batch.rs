@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::encode::Draft;
-use crate::entry::Document;
+use crate::entry::{Document, MAX_TOKENS};
 use crate::error::{Error, Kind, Result};
 use crate::format::size;
 use crate::hook_point::HookPoint;
@@ -59,9 +59,14 @@ fn no_such(what: &str, index: usize) -> Error {
 
 impl Batch {
     /// Drafts for `rows` batch rows.
-    pub fn new(writer: Arc<Writer>, rows: usize) -> Self {
+    pub fn new(writer: Arc<Writer>, rows: usize) -> Result<Self> {
+        writer.check()?;
+        if rows as u64 > MAX_TOKENS {
+            let message = format!("a batch of `{rows}` rows is above the limit of {MAX_TOKENS}");
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
         let entries = (0..rows).map(|_| Some(Filling::default())).collect();
-        Self { writer, state: Mutex::new(State { entries, ..State::default() }) }
+        Ok(Self { writer, state: Mutex::new(State { entries, ..State::default() }) })
     }
 
     /// Declares a hook point whose rows have this dtype and shape.
@@ -79,11 +84,15 @@ impl Batch {
             let message = format!("`{}` row counts for a batch of `{}`", counts.len(), state.entries.len());
             return Err(Error::new(Kind::InvalidOption, message));
         }
-        let ends = counts.iter().scan(0u64, |end, count| {
-            *end = end.checked_add(*count)?;
+        let ends = counts.iter().scan(0u64, |end, &count| {
+            *end = end.saturating_add(count);
             Some(*end)
         });
-        let ends = ends.collect();
+        let ends: Vec<_> = ends.collect();
+        if ends.last().is_some_and(|&end| end > MAX_TOKENS) {
+            let message = format!("`{}` rows of one forward are above the limit of {MAX_TOKENS}", counts.len());
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
         state.layouts.push(ends);
         Ok(state.layouts.len() - 1)
     }
@@ -109,9 +118,10 @@ impl Batch {
         })?;
         // Waits for the queue: the state must not be locked meanwhile.
         self.writer.reserve(rows.len() as u64)?;
-        let used = lock(&self.state).deal(piece, row_bytes, rows)?;
+        let dealt = lock(&self.state).deal(piece, row_bytes, rows);
+        let used = dealt.as_ref().copied().unwrap_or(0);
         self.writer.release(rows.len() as u64 - used);
-        Ok(())
+        dealt.map(drop)
     }
 
     /// Completes the entry of batch row `row` and queues it. Every point must have exactly `captured` rows; `select`
@@ -159,11 +169,12 @@ impl State {
     /// Appends the rows to the entries they belong to; says how many bytes found one.
     fn deal(&mut self, piece: &Piece, row_bytes: u64, mut rows: &[u8]) -> Result<u64> {
         let ends = self.layouts.get(piece.layout).ok_or_else(|| no_such("row layout", piece.layout))?;
-        let (mut at, end, mut used) = (piece.first, piece.first + piece.rows, 0);
-        if end > ends.last().copied().unwrap_or(0) {
-            let message = format!("rows up to `{end}` of a layout of `{}`", ends.last().copied().unwrap_or(0));
-            return Err(Error::new(Kind::RowsNotTokens, message));
+        let last = ends.last().copied().unwrap_or(0);
+        let end = piece.first.saturating_add(piece.rows);
+        if end > last {
+            return Err(Error::new(Kind::RowsNotTokens, format!("rows up to `{end}` of a layout of `{last}`")));
         }
+        let (mut at, mut used) = (piece.first, 0);
         let mut entry = ends.partition_point(|&end| end <= at);
         while at < end {
             let stop = ends.get(entry).copied().unwrap_or(end).min(end);

@@ -72,17 +72,19 @@ const OWN: &[(&str, ColumnType)] = &[
     ("created", ColumnType::Float),
 ];
 
-/// The columns of a store. A user's field that is called like one of the entry's own is `metadata.<name>`.
+/// The columns of a store. A user's field whose name is taken, by one of the entry's own, is `metadata.<name>`.
 pub fn columns(store: &Store) -> Result<Vec<Column>> {
     let own = |&(name, column_type): &(&str, ColumnType)| Column { name: name.to_owned(), column_type, field: None };
     let mut columns: Vec<_> = OWN.iter().map(own).collect();
     let mut places = std::collections::HashMap::new();
     for key in store.reading()?.keys() {
-        for (field, value) in document(store, &key)?.metadata {
+        for (field, value) in document(store, &key)?.map(|document| document.metadata).unwrap_or_default() {
             let found = ColumnType::of(&value);
             let place = *places.entry(field.clone()).or_insert_with(|| {
-                let taken = OWN.iter().any(|(name, _)| *name == field);
-                let name = if taken { format!("metadata.{field}") } else { field.clone() };
+                let mut name = field.clone();
+                while columns.iter().any(|column| column.name == name) {
+                    name = format!("metadata.{name}");
+                }
                 columns.push(Column { name, column_type: ColumnType::Null, field: Some(field) });
                 columns.len() - 1
             });
@@ -94,15 +96,17 @@ pub fn columns(store: &Store) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
-fn document(store: &Store, key: &Arc<str>) -> Result<Document> {
-    store.entry(key).map(|entry| entry.header().document.clone())
+/// `None` where the entry was deleted since its key was listed.
+fn document(store: &Store, key: &Arc<str>) -> Result<Option<Document>> {
+    let entry = store.reading()?.entry(key)?;
+    Ok(entry.map(|entry| entry.header().document.clone()))
 }
 
 /// The values of some entries, column by column; each value fits its column's type or is null.
 pub fn values(store: &Store, keys: &[Arc<str>], columns: &[Column]) -> Result<Vec<Vec<Value>>> {
     let mut values: Vec<Vec<Value>> = columns.iter().map(|_| Vec::with_capacity(keys.len())).collect();
     for key in keys {
-        let mut document = document(store, key)?;
+        let Some(mut document) = document(store, key)? else { continue };
         let mut own = own_values(&document);
         for (column, values) in columns.iter().zip(&mut values) {
             let value = match &column.field {

@@ -18,8 +18,10 @@ use crate::store::{Backend, EncodedEntry, Operation, Store};
 /// A commit is written when it holds this much, or nothing more arrives for [`COMMIT_WAIT`].
 const COMMIT_BYTES: u64 = 64 << 20;
 pub(crate) const COMMIT_WAIT: Duration = Duration::from_millis(50);
+/// Entries of a commit, at most.
+const COMMIT_ENTRIES: usize = 16_384;
 /// An idle session syncs what its last commits did not, so that `interval` keeps its word when nothing follows them.
-const IDLE_SYNC: Duration = Duration::from_secs(2);
+const IDLE_SYNC: Duration = Duration::from_millis(900);
 
 /// What a session did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,7 +61,6 @@ pub(crate) enum Job {
 pub(crate) struct Held {
     pub(crate) all: u64,
     pub(crate) queued: u64,
-    pub(crate) waiting: u64,
 }
 
 /// What a session and its committer have in common.
@@ -82,12 +83,17 @@ struct Batch {
 
 /// Takes jobs until the session hangs up.
 pub(crate) fn commit_loop(shared: &Shared, jobs: &Receiver<Job>) {
+    let _tells_if_it_dies = LastWords(shared);
     while let Some(job) = shared.next(jobs) {
         let mut batch = Batch::default();
         shared.take(&mut batch, job);
         let deadline = Instant::now() + COMMIT_WAIT;
         let mut open = true;
         while open && batch.flushes.is_empty() && batch.bytes < shared.commit_bytes() {
+            // Looked at before each job: jobs that keep arriving must not put the commit off.
+            if Instant::now() >= deadline || batch.entries.len() >= COMMIT_ENTRIES {
+                break;
+            }
             match jobs.recv_deadline(deadline.min(shared.deadline(deadline))) {
                 Ok(job) => shared.take(&mut batch, job),
                 Err(RecvTimeoutError::Timeout) => break,
@@ -95,6 +101,19 @@ pub(crate) fn commit_loop(shared: &Shared, jobs: &Receiver<Job>) {
             }
         }
         shared.commit(batch);
+    }
+}
+
+/// What a committer that panics leaves behind: the session's failure, so that nobody waits for it.
+struct LastWords<'a>(&'a Shared);
+
+impl Drop for LastWords<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let message = "the committing thread died; what was committed is intact";
+            lock(&self.0.failure).get_or_insert_with(|| Error::new(Kind::WriterFailed, message));
+            self.0.room.notify_all();
+        }
     }
 }
 
@@ -110,7 +129,8 @@ impl Shared {
                 Ok(job) => return Some(job),
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {
-                    if let Err(error) = self.store.writing().and_then(|backend| backend.sync()) {
+                    let synced = self.store.writing().and_then(|backend| backend.sync());
+                    if let Some(error) = synced.err().filter(|error| error.kind() != Kind::Closed) {
                         lock(&self.failure).get_or_insert(error);
                     }
                 }
@@ -198,10 +218,13 @@ impl Resolver<'_> {
                 OnConflict::Skip => return self.duplicate(),
                 OnConflict::Replace => {}
                 OnConflict::Number => match self.number(&key, entry.content_id) {
-                    Some(numbered) => match check_key(&numbered) {
-                        Ok(()) => entry.header.document.key = Some(numbered),
-                        Err(error) => return self.refuse(error),
-                    },
+                    Some(numbered) => {
+                        entry.header.document.key = Some(numbered);
+                        let document = &entry.header.document;
+                        if let Err(error) = check_key(document.key()).and_then(|()| document.to_json().map(drop)) {
+                            return self.refuse(error);
+                        }
+                    }
                     None => return self.duplicate(),
                 },
             },

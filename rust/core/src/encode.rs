@@ -9,14 +9,17 @@ use crate::codec::pack::PackCounts;
 use crate::codec::{Model, Rows};
 use crate::entry::{ContentPoint, Document, MAX_TOKENS, content_id};
 use crate::error::{Error, Kind, Result};
-use crate::format::{Activation, EntryHeader, Frame, frame_checksum, size};
+use crate::format::{Activation, EntryHeader, Frame, MAX_POINTS, frame_checksum, size};
 use crate::hook_point::HookPoint;
 use crate::manifest::Settings;
 use crate::store::{EncodedEntry, ModelKey};
-use crate::tensor::{Layout, Tensor};
+use crate::tensor::{Layout, MAX_ACTIVATION_BYTES, Tensor};
 
 /// Rows of the sample a model is fitted on, at most.
 const SAMPLE_BYTES: u64 = 1 << 20;
+
+/// What an entry costs in memory besides its content, about.
+const ENTRY_BYTES: usize = 1024;
 
 /// An entry in memory, complete.
 #[derive(Debug)]
@@ -51,12 +54,40 @@ impl Draft {
         {
             return Err(Error::new(Kind::InvalidTensor, format!("`{}` is given twice for entry `{key}`", twice.0)));
         }
-        Ok(Self { document, token_ids, activations })
+        let draft = Self { document, token_ids, activations };
+        draft.check()?;
+        Ok(draft)
     }
 
     /// Bytes of all activations.
     pub fn bytes(&self) -> u64 {
         self.activations.iter().map(|(_, tensor)| tensor.layout().bytes()).sum()
+    }
+
+    /// Bytes held in memory, about: activations, token ids and text.
+    pub fn held_bytes(&self) -> u64 {
+        let texts = [&self.document.prompt, &self.document.response].into_iter().flatten().map(String::len);
+        let ids = self.token_ids.as_ref().map_or(0, |ids| ids.len() * size_of::<u32>());
+        self.bytes() + (texts.sum::<usize>() + ids + ENTRY_BYTES) as u64
+    }
+
+    /// Refuses what the format has no room for, and rows that are not the positions they are said to be.
+    fn check(&self) -> Result<()> {
+        let (key, points, bytes) = (self.document.key(), self.activations.len(), self.bytes());
+        if points > MAX_POINTS || bytes > MAX_ACTIVATION_BYTES {
+            let limits = format!("the limits of {MAX_POINTS} activations and 16 GiB");
+            let message = format!("entry `{key}` of `{points}` activations and `{bytes}` bytes is above {limits}");
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
+        let Some(positions) = self.document.stored_positions() else { return Ok(()) };
+        for (point, layout) in self.activations.iter().map(|(point, tensor)| (point, tensor.layout())) {
+            if matches!(layout.shape().len(), 1 | 2) && layout.rows() != positions {
+                let rows = layout.rows();
+                let message = format!("`{point}` of entry `{key}` has `{rows}` rows for `{positions}` positions");
+                return Err(Error::new(Kind::RowsNotTokens, message));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -102,7 +102,8 @@ impl Document {
     pub fn parse(json: &str) -> Result<Self> {
         check_document_bytes(json.len())?;
         // The JSON library's own mark of a number kept as text: taken from a document, it would change what it says.
-        if json.contains("$serde_json::private::") {
+        let named = |(at, _)| json.get(..at).is_none_or(|before| !before.ends_with('\\'));
+        if json.match_indices("\"$serde_json::private::").any(named) {
             let message = "metadata has a field `$serde_json::private::...`, a name that cannot be stored; rename it";
             return Err(Error::new(Kind::InvalidMetadata, message));
         }
@@ -311,6 +312,10 @@ impl Positions {
 
     /// Ascending positions that the selection names in a sequence of `tokens`.
     pub fn select(&self, tokens: u64, prompt_length: Option<u64>) -> Result<Vec<u64>> {
+        if tokens > MAX_TOKENS {
+            let message = format!("a sequence of `{tokens}` tokens is above the limit of {MAX_TOKENS}");
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
         let boundary = || prompt_length.map(|n| n.min(tokens)).ok_or_else(|| no_prompt_length("the sequence"));
         Ok(match self {
             Self::All => (0..tokens).collect(),

@@ -58,6 +58,14 @@ kinds! {
     LimitExceeded = "limit_exceeded", "Larger than a limit allows.";
 }
 
+impl Kind {
+    /// Whether it says that stored bytes are not what was written.
+    pub const fn is_damage(self) -> bool {
+        use Kind::{Checksum, LimitExceeded, Malformed, MissingFile, Truncated, UnsupportedVersion};
+        matches!(self, Checksum | LimitExceeded | Malformed | MissingFile | Truncated | UnsupportedVersion)
+    }
+}
+
 /// An error with a stable kind and a message that names the thing, the value and what to do.
 #[derive(Clone, Debug)]
 pub struct Error {

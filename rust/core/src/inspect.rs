@@ -65,7 +65,8 @@ pub fn info(store: &Store) -> Result<Info> {
         match backend.entry(&key) {
             Ok(Some(entry)) => add(&mut info, entry.as_ref()),
             Ok(None) => {}
-            Err(_) => info.damaged += 1,
+            Err(error) if error.kind().is_damage() => info.damaged += 1,
+            Err(error) => return Err(error),
         }
     }
     Ok(info)
@@ -131,7 +132,8 @@ pub fn verify(store: &Store, mut progress: impl FnMut(u64, u64) -> Result<()>) -
                     report.frames += frames;
                     report.bytes += bytes;
                 }
-                Err(error) => report.damage.push(Damage { key: Some(key.clone()), error }),
+                Err(error) if error.kind().is_damage() => report.damage.push(Damage { key: Some(key.clone()), error }),
+                Err(error) => return Err(error),
             }
         }
         progress(report.entries, keys.len() as u64)?;

@@ -25,6 +25,11 @@ impl Pool {
         Ok(self.threads()?.pool.install(f))
     }
 
+    /// Starts the threads, so that a later [`Pool::spawn`] cannot fail.
+    pub fn start(&self) -> Result<()> {
+        self.threads().map(drop)
+    }
+
     /// Runs `f` in the pool some time.
     pub fn spawn(&self, f: impl FnOnce() + Send + 'static) -> Result<()> {
         self.threads()?.pool.spawn(f);

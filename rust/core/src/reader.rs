@@ -193,10 +193,10 @@ fn read_frame(
     let decode = |out: &mut [u8]| decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model, out);
     let first = piece.frame as u64 * activation.frame_rows;
     let count = activation.frame_rows.min(layout.rows().saturating_sub(first));
-    if let [range] = piece.rows.as_slice() {
-        if *range == (0..count) {
-            return decode(piece.out);
-        }
+    if let [range] = piece.rows.as_slice()
+        && *range == (0..count)
+    {
+        return decode(piece.out);
     }
     let row_bytes = size(layout.row_bytes())?;
     DECODED.with_borrow_mut(|decoded| {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
 
+/// Largest ring, in bytes.
+const MAX_RING_BYTES: usize = 1 << 36;
 /// Alignment of a slot.
 pub const PAGE_BYTES: usize = 4096;
 
@@ -77,8 +79,11 @@ pub struct Ring {
 impl Ring {
     /// `slots` slots of `slot_bytes` each, both above zero.
     pub fn new(slot_bytes: usize, slots: usize) -> Result<Self> {
-        let layout =
-            Layout::from_size_align(slot_bytes, PAGE_BYTES).ok().filter(|layout| layout.size() > 0 && slots > 0);
+        let possible = |layout: &Layout| {
+            let bytes = layout.size().saturating_mul(slots);
+            (1..=MAX_RING_BYTES).contains(&bytes)
+        };
+        let layout = Layout::from_size_align(slot_bytes, PAGE_BYTES).ok().filter(possible);
         let layout = layout.ok_or_else(|| {
             Error::new(Kind::InvalidOption, format!("a ring of `{slots}` slots of `{slot_bytes}` bytes cannot be"))
         })?;

@@ -4,8 +4,9 @@
 //! overflow) costs only itself: entries complete before and after it in the queue are still committed.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ use crate::committer::{COMMIT_WAIT, Job, Shared, commit_loop};
 use crate::encode::{Draft, encode, fit_models};
 use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
-use crate::store::{ModelKey, Store};
+use crate::store::{ModelKey, Session, Store};
 
 /// A writing session on a store.
 pub struct Writer {
@@ -29,7 +30,7 @@ pub struct Writer {
 
 impl Writer {
     /// Starts a session.
-    pub fn new(store: Arc<Store>) -> Result<Self> {
+    pub fn new(store: Arc<Store>) -> Result<Arc<Self>> {
         store.writing()?;
         adopt_models(&store)?;
         let shared = Arc::new(Shared {
@@ -47,27 +48,38 @@ impl Writer {
             .spawn(move || commit_loop(&theirs, &receiver))
             .map_err(|e| Error::new(Kind::StorageIo, format!("cannot start a thread: {e}")))?;
         let (jobs, committer) = (Mutex::new(Some(sender)), Mutex::new(Some(committer)));
-        Ok(Self { shared, jobs, committer, opened_by: std::process::id() })
+        let writer = Arc::new(Self { shared, jobs, committer, opened_by: std::process::id() });
+        let session: Weak<dyn Session> = Arc::downgrade(&writer) as Weak<dyn Session>;
+        writer.shared.store.add_session(session);
+        Ok(writer)
     }
 
     /// Queues an entry; waits while the queue is full.
     pub fn put(&self, draft: Draft) -> Result<()> {
-        let bytes = draft.bytes();
-        self.reserve(bytes)?;
-        self.submit(draft, bytes)
+        let bytes = draft.held_bytes();
+        self.make_room(bytes, bytes)?;
+        self.send_draft(draft, bytes).inspect_err(|_| {
+            lock(&self.shared.held).queued -= bytes;
+            self.release(bytes);
+        })
     }
 
     /// Makes room for `bytes` of a draft. They count until the draft is committed or [`Writer::release`]d.
     pub fn reserve(&self, bytes: u64) -> Result<()> {
+        self.make_room(bytes, 0)
+    }
+
+    /// Waits until `bytes` fit. `queued` of them will be freed by the committer without the caller's doing.
+    fn make_room(&self, bytes: u64, queued: u64) -> Result<()> {
         self.check()?;
         let limit = self.shared.store.memory();
         let mut held = lock(&self.shared.held);
         let started = Instant::now();
         while held.all + bytes > limit && held.queued > 0 {
-            held.waiting += 1;
             self.shared.hurry.store(true, Ordering::Release);
             held = self.shared.room.wait_timeout(held, COMMIT_WAIT).unwrap_or_else(PoisonError::into_inner).0;
-            held.waiting -= 1;
+            // A committer that is gone frees nothing any more.
+            self.failure()?;
         }
         let unfinished = held.all;
         if unfinished > 0 && unfinished + bytes > limit {
@@ -78,6 +90,7 @@ impl Writer {
             return Err(self.keep(Error::new(Kind::LimitExceeded, message)));
         }
         held.all += bytes;
+        held.queued += queued;
         let mut stats = lock(&self.shared.stats);
         stats.queue_peak_bytes = stats.queue_peak_bytes.max(held.all);
         stats.wait_seconds += started.elapsed().as_secs_f64();
@@ -92,21 +105,32 @@ impl Writer {
 
     /// Queues a draft for which `reserved` bytes were counted.
     pub fn submit(&self, draft: Draft, reserved: u64) -> Result<()> {
-        self.check().inspect_err(|_| self.release(reserved))?;
+        lock(&self.shared.held).queued += reserved;
+        self.check().and_then(|()| self.send_draft(draft, reserved)).inspect_err(|_| {
+            lock(&self.shared.held).queued -= reserved;
+            self.release(reserved);
+        })
+    }
+
+    /// Sends a draft on its way; `bytes` of it are counted as held and queued.
+    fn send_draft(&self, draft: Draft, bytes: u64) -> Result<()> {
         let store = &self.shared.store;
         let settings = store.manifest().settings;
         let models = {
             let mut models = lock(store.models());
-            fit_models(&settings, &draft, &mut models).inspect_err(|_| self.release(reserved))?;
+            fit_models(&settings, &draft, &mut models)?;
             models_of(&draft, &models)
         };
         let (sender, encoded) = bounded(1);
-        lock(&self.shared.held).queued += reserved;
-        let job = Job::Entry { encoded, bytes: reserved };
-        self.send(job)?;
-        store.pool().spawn(move || {
+        let pool = store.pool();
+        pool.start()?;
+        self.send(Job::Entry { encoded, bytes })?;
+        pool.spawn(move || {
+            let encoded = catch_unwind(AssertUnwindSafe(|| encode(&settings, draft, &models)));
+            let died =
+                |_| Err(Error::new(Kind::WriterFailed, "encoding an entry failed beyond repair; it is not stored"));
             // The committer hangs up only when the session is gone, and with it whoever could be told.
-            let _unwanted = sender.send(encode(&settings, draft, &models));
+            let _unwanted = sender.send(encoded.unwrap_or_else(died));
         })
     }
 
@@ -155,8 +179,9 @@ impl Writer {
     pub fn flush(&self) -> Result<()> {
         self.check()?;
         self.drain()?;
-        self.failure()?;
-        self.shared.store.writing()?.sync()
+        // Entries that were committed before one was refused are as much promised as any.
+        let synced = self.shared.store.writing().and_then(|backend| backend.sync());
+        self.failure().and(synced)
     }
 
     fn drain(&self) -> Result<()> {
@@ -169,25 +194,28 @@ impl Writer {
 
     /// Commits what is complete, ends the threads, raises the first failure. Closing again does nothing.
     pub fn close(&self) -> Result<()> {
-        let Some(jobs) = lock(&self.jobs).take() else { return Ok(()) };
+        // In a forked child the locks may be held by threads that are not here, and the committer is none of ours.
         if self.opened_by != std::process::id() {
-            std::mem::forget((jobs, lock(&self.committer).take()));
             return Ok(());
         }
+        let Some(jobs) = lock(&self.jobs).take() else { return Ok(()) };
         drop(jobs);
-        let committer = lock(&self.committer).take();
-        let died = committer.is_some_and(|thread| thread.join().is_err());
-        self.failure()?;
-        if died {
-            return Err(Error::new(Kind::WriterFailed, "the committing thread died; what was committed is intact"));
-        }
-        self.shared.store.writing()?.sync()
+        // A committer that died has said so as the session's failure.
+        let _died = lock(&self.committer).take().map(JoinHandle::join);
+        let synced = self.shared.store.writing().and_then(|backend| backend.sync());
+        self.failure().and(synced)
     }
 
     /// What the session did so far.
     pub fn stats(&self) -> Stats {
         let queue_bytes = lock(&self.shared.held).all;
         Stats { queue_bytes, ..*lock(&self.shared.stats) }
+    }
+}
+
+impl Session for Writer {
+    fn finish(&self) -> Result<()> {
+        self.close()
     }
 }
 
@@ -209,7 +237,7 @@ fn models_of(draft: &Draft, models: &Models) -> Models {
 fn adopt_models(store: &Store) -> Result<()> {
     let mut models = lock(store.models());
     let backend = store.writing()?;
-    let Some(last) = models.is_empty().then(|| backend.keys().pop()).flatten() else { return Ok(()) };
+    let Some(last) = models.is_empty().then(|| backend.last_key()).flatten() else { return Ok(()) };
     // A damaged last entry only means that models are fitted anew.
     let Ok(Some(entry)) = backend.entry(&last) else { return Ok(()) };
     for activation in &entry.header().activations {

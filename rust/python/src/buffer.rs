@@ -45,6 +45,15 @@ impl BytesMut {
         if writable { Ok(Self(buffer)) } else { Err(not_contiguous("a buffer to read into").into()) }
     }
 
+    /// Refuses buffers that share memory: they are filled at the same time.
+    pub(crate) fn check_disjoint<'a>(buffers: impl Iterator<Item = &'a Self>) -> Outcome<()> {
+        let range = |Self(buffer): &Self| (buffer.buf_ptr().addr(), buffer.len_bytes());
+        let mut ranges: Vec<_> = buffers.map(range).filter(|(_, length)| *length > 0).collect();
+        ranges.sort_unstable();
+        let overlap = ranges.windows(2).any(|pair| matches!(pair, [left, right] if left.0 + left.1 > right.0));
+        if overlap { Err(Error::new(Kind::InvalidTensor, "buffers to read into share memory").into()) } else { Ok(()) }
+    }
+
     #[allow(unsafe_code)]
     pub(crate) fn as_slice(&mut self) -> &mut [u8] {
         if self.0.len_bytes() == 0 {

@@ -121,6 +121,7 @@ impl PyStore {
         for (entry, point, given, buffer) in requests {
             parts.push((entry.get().entry.clone(), point, positions(given)?, BytesMut::of(&buffer)?));
         }
+        BytesMut::check_disjoint(parts.iter().map(|(_, _, _, buffer)| buffer))?;
         py.detach(|| {
             let requests = parts.iter_mut().map(|(entry, point, positions, buffer)| {
                 let (activation, rows, _) = reader::select(entry.as_ref(), point, positions)?;
@@ -137,7 +138,7 @@ impl PyStore {
 
     fn writer(&self, py: Python<'_>) -> Outcome<PyWriter> {
         let writer = py.detach(|| Writer::new(self.store.clone()))?;
-        Ok(PyWriter { writer: Arc::new(writer) })
+        Ok(PyWriter { writer })
     }
 
     fn info(&self, py: Python<'_>) -> Outcome<String> {

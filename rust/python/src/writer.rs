@@ -46,8 +46,7 @@ impl PyWriter {
     }
 
     fn begin(&self, rows: usize) -> Outcome<PyBatch> {
-        self.writer.check()?;
-        Ok(PyBatch { batch: Batch::new(self.writer.clone(), rows) })
+        Ok(PyBatch { batch: Batch::new(self.writer.clone(), rows)? })
     }
 
     fn flush(&self, py: Python<'_>) -> Outcome<()> {

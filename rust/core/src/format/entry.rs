@@ -8,7 +8,7 @@ use crate::hook_point::HookPoint;
 use crate::tensor::{Dtype, Layout};
 
 /// Most activations of an entry.
-const MAX_POINTS: usize = 1 << 16;
+pub const MAX_POINTS: usize = 1 << 16;
 
 /// Largest frame, decoded, unless it is a single row.
 const MAX_FRAME_BYTES: u64 = 256 << 20;
@@ -118,6 +118,12 @@ impl Activation {
         for _ in 0..frames {
             let (checksum, length, code) = (fields.u64()?, fields.u32()?, fields.u8()?);
             let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
+            if u64::from(length) > activation.frame_rows.min(activation.layout.rows()) * activation.layout.row_bytes() {
+                return Err(malformed(format!(
+                    "a frame of `{}` is stored in more bytes than it has",
+                    activation.point
+                )));
+            }
             activation.frames.push(Frame { checksum, length, encoding });
         }
         Ok(activation)

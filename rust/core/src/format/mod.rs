@@ -7,7 +7,7 @@ mod entry;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 pub use self::commit::{Change, CommitRecord, Extent, ModelPlace, Sealed};
-pub use self::entry::{Activation, EntryHeader, EntryRecord, Frame};
+pub use self::entry::{Activation, EntryHeader, EntryRecord, Frame, MAX_POINTS};
 use crate::error::{Error, Kind, Result};
 
 /// Major version of the format. Version 0 may change without notice.

@@ -43,6 +43,10 @@ impl<T> Index<T> {
         self.by_key.len()
     }
 
+    pub(super) fn last_key(&self) -> Option<Arc<str>> {
+        self.rows.iter().rev().flatten().next().map(|(key, _)| key.clone())
+    }
+
     pub(super) fn keys(&self) -> Vec<Arc<str>> {
         self.rows.iter().flatten().map(|(key, _)| key.clone()).collect()
     }

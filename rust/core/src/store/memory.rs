@@ -86,6 +86,10 @@ impl Backend for Memory {
         self.index().keys()
     }
 
+    fn last_key(&self) -> Option<Arc<str>> {
+        self.index().last_key()
+    }
+
     fn len(&self) -> usize {
         self.index().len()
     }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
@@ -84,6 +84,8 @@ pub trait Backend: Send + Sync {
     fn sync(&self) -> Result<()>;
     /// Keys in the order of writing.
     fn keys(&self) -> Vec<Arc<str>>;
+    /// The key written last.
+    fn last_key(&self) -> Option<Arc<str>>;
     /// Number of entries.
     fn len(&self) -> usize;
     /// Whether there are none.
@@ -121,6 +123,9 @@ pub struct BackendSpec {
 /// Every backend. A new one is a file and a line here.
 pub const BACKENDS: &[BackendSpec] = &[shards::SPEC, memory::SPEC];
 
+/// Deletions of one commit, at most.
+const DELETES: usize = 16_384;
+
 /// An open store of any backend.
 pub struct Store {
     backend: Box<dyn Backend>,
@@ -134,7 +139,14 @@ pub struct Store {
     /// Held from looking for conflicts to the end of the commit, so that two writers cannot both find a key free.
     commit_lock: Mutex<()>,
     models: Mutex<HashMap<ModelKey, Arc<Model>>>,
+    sessions: Mutex<Vec<Weak<dyn Session>>>,
     pool: Pool,
+}
+
+/// A writing session, as its store sees it: closing the store ends it first.
+pub trait Session: Send + Sync {
+    /// Commits what is complete and raises the session's failure. Again: does nothing.
+    fn finish(&self) -> Result<()>;
 }
 
 impl fmt::Debug for Store {
@@ -210,6 +222,7 @@ impl Store {
             opened_by: std::process::id(),
             commit_lock: Mutex::new(()),
             models: Mutex::default(),
+            sessions: Mutex::default(),
             pool: Pool::default(),
         }
     }
@@ -315,31 +328,44 @@ impl Store {
     /// Removes entries, durably; says how many there were.
     pub fn delete(&self, keys: &[String]) -> Result<u64> {
         let mut deleted = 0;
-        self.commit_resolved(|backend| {
-            let mut found: Vec<_> = keys.iter().filter(|key| backend.content_id(key).is_some()).collect();
-            found.sort_unstable();
-            found.dedup();
-            deleted = found.len() as u64;
-            found.into_iter().map(|key| Operation::Delete(key.clone())).collect()
-        })?;
+        for some in keys.chunks(DELETES) {
+            self.commit_resolved(|backend| {
+                let mut found: Vec<_> = some.iter().filter(|key| backend.content_id(key).is_some()).collect();
+                found.sort_unstable();
+                found.dedup();
+                deleted += found.len() as u64;
+                found.into_iter().map(|key| Operation::Delete(key.clone())).collect()
+            })?;
+        }
         self.writing()?.sync()?;
         Ok(deleted)
     }
 
     /// Ends the use of the store; later calls fail. Closing twice is fine, and in a forked child does nothing.
     pub fn close(&self) -> Result<()> {
-        let forked = self.writable && self.opened_by != std::process::id();
-        if self.closed.swap(true, Ordering::AcqRel) || forked {
+        if self.writable && self.opened_by != std::process::id() {
+            self.closed.store(true, Ordering::Release);
             return Ok(());
         }
+        let sessions: Vec<_> = lock(&self.sessions).drain(..).filter_map(|session| session.upgrade()).collect();
+        let finished = sessions.iter().map(|session| session.finish()).fold(Ok(()), Result::and);
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return finished;
+        }
         let _held = lock(&self.commit_lock);
-        self.backend.close()
+        finished.and(self.backend.close())
+    }
+
+    pub(crate) fn add_session(&self, session: Weak<dyn Session>) {
+        let mut sessions = lock(&self.sessions);
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(session);
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // Whoever needs to know whether closing went well calls `close`; what was committed is durable either way.
+        // Whoever needs to know whether closing went well calls `close`.
         let _what_close_would_have_said = self.close();
     }
 }

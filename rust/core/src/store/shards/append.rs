@@ -9,11 +9,11 @@ use super::scan::Scan;
 use super::shard::Shard;
 use super::{head_payload, shard_path};
 use crate::codec::{Model, ModelId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::{Appender, Disk, create_or_empty};
 use crate::format::{
-    ALIGNMENT, Change, CommitRecord, EntryRecord, Extent, ModelPlace, Place, RECORD_HEADER_BYTES, RecordHeader,
-    RecordType, Sealed, aligned, chain, payload_checksum, size,
+    ALIGNMENT, Change, CommitRecord, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
+    RecordHeader, RecordType, Sealed, aligned, chain, payload_checksum, size,
 };
 use crate::hook_point::HookPoint;
 use crate::manifest::Manifest;
@@ -60,6 +60,10 @@ impl RecordFile {
         parts: &[&[u8]],
     ) -> Result<(u64, [u8; RECORD_HEADER_BYTES])> {
         let length = parts.iter().map(|part| part.len() as u64).sum();
+        if record_type != RecordType::Data && length > MAX_PAYLOAD_BYTES {
+            let message = format!("a record of `{length}` bytes is above the limit of 1 GiB");
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
         let (offset, checksum) = (self.file.length(), payload_checksum(parts));
         let header =
             RecordHeader { record_type, length, sequence: self.sequence, checksum, place: self.place }.encode();
@@ -152,14 +156,18 @@ impl ShardWriter {
 
     /// Writes a commit, not yet synced. On failure nothing of it remains, unless the failure is fatal.
     pub(super) fn commit(&mut self, operations: &[Operation]) -> Result<CommitRecord, Failed> {
-        let mark = Mark {
+        let mark = self.mark();
+        self.write(operations).map_err(|error| Failed { error, fatal: self.roll_back(mark).is_err() })
+    }
+
+    fn mark(&self) -> Mark {
+        Mark {
             length: self.records.length(),
             sequence: self.records.sequence,
             hasher: self.records.hasher.clone(),
             headers: self.headers.clone(),
             written_models: self.written_models.clone(),
-        };
-        self.write(operations).map_err(|error| Failed { error, fatal: self.roll_back(mark).is_err() })
+        }
     }
 
     fn roll_back(&mut self, mark: Mark) -> Result<()> {
@@ -253,15 +261,16 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Finishes the shard; it is immutable from now on.
-    pub(super) fn seal(mut self) -> Result<Extent> {
-        self.summary.durable = self.durable;
-        self.summary.chain = chain(self.summary.chain, &self.headers);
-        let payload = self.summary.encode()?;
-        let (seal, _) = self.records.append(RecordType::Seal, &[&payload])?;
-        self.records.sync()?;
-        let blake3 = *self.records.hasher.finalize().as_bytes();
-        let seal = Some(Sealed { offset: seal, blake3 });
+    /// Finishes the shard; it is immutable from now on. On failure nothing of the seal remains, unless it is fatal.
+    pub(super) fn seal(&mut self) -> Result<Extent, Failed> {
+        let mark = self.mark();
+        let mut seal = self.summary.clone();
+        seal.durable = self.durable;
+        seal.chain = chain(seal.chain, &self.headers);
+        let appended = seal.encode().and_then(|payload| self.records.append(RecordType::Seal, &[&payload]));
+        let (offset, _) = appended.map_err(|error| Failed { error, fatal: self.roll_back(mark).is_err() })?;
+        self.records.sync().map_err(|error| Failed { error, fatal: true })?;
+        let seal = Some(Sealed { offset, blake3: *self.records.hasher.finalize().as_bytes() });
         Ok(Extent { shard: self.shard.place.shard, length: self.records.length(), seal })
     }
 }

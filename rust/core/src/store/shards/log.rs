@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::append::RecordFile;
 use super::log_path;
-use super::scan::{header_at, named, next_record, payload_of};
+use super::scan::{View, named, payload_of};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, ReadFile};
 use crate::format::{Extent, Place, RecordType};
@@ -29,8 +29,9 @@ pub(super) fn read(root: &Path, place: Place) -> Result<Log> {
         Err(error) if error.kind() == Kind::MissingFile => return Ok(Log { damage: vec![error], ..Log::default() }),
         Err(error) => return Err(error),
     };
+    let view = View::of(&file, place)?;
     let (mut log, mut at) = (Log::default(), 0);
-    while let Some(found) = header_at(&file, at, place)?.filter(|found| found.header.sequence == log.records) {
+    while let Some(found) = view.header_at(at)?.filter(|found| found.header.sequence == log.records) {
         let Ok(payload) = payload_of(&file, &found) else { break };
         if (log.records == 0) != (found.header.record_type == RecordType::Head) {
             break;
@@ -44,7 +45,7 @@ pub(super) fn read(root: &Path, place: Place) -> Result<Log> {
     }
     log.end = at;
     // The head was durable before the store was one.
-    if log.records == 0 || next_record(&file, at, place)?.is_some() {
+    if log.records == 0 || view.next_record(at)?.is_some() {
         let message = format!("{}: a record of the log is damaged", named(&file, at));
         log.damage.push(Error::new(Kind::Checksum, message));
     }

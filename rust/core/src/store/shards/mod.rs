@@ -36,8 +36,9 @@ const SHARD_BYTES: u64 = 512 << 20;
 /// make many small files, and scanning it stays quick.
 const SEAL_AT_CLOSE_BYTES: u64 = 64 << 20;
 const SEAL_AT_CLOSE_CHANGES: usize = 4096;
-/// With durability `interval`, the longest time between syncs.
-const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+/// With durability `interval`, a commit this long after the last sync syncs. With the writer's own syncs while it is
+/// idle, nothing stays unsynced for two seconds.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Until many writers share a store, there is this one.
 const WRITER: u32 = 0;
 
@@ -143,12 +144,12 @@ impl Shards {
                 Some(seal) => self.adopt_seal(&shard, seal)?,
                 None if scan.groups.is_empty() => continue,
                 None => {
-                    let writer = ShardWriter::resume(self.disk.as_ref(), &self.root, shard, &scan)?;
+                    let mut writer = ShardWriter::resume(self.disk.as_ref(), &self.root, shard, &scan)?;
                     if n + 1 == count {
                         state.current = Some(writer);
                         continue;
                     }
-                    writer.seal()?
+                    writer.seal().map_err(|failed| failed.error)?
                 }
             };
             self.log(&mut state, sealed)?;
@@ -182,9 +183,9 @@ impl Shards {
     fn writer<'a>(&self, state: &'a mut WriterState) -> Result<&'a mut ShardWriter> {
         if state.current.is_none() {
             let place = place_of(&self.manifest, state.next);
-            state.next += 1;
             let writer = ShardWriter::create(self.disk.as_ref(), &self.root, place, &self.manifest)?;
             self.log(state, writer.extent())?;
+            state.next += 1;
             self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(place.shard, writer.shard.clone());
             state.current = Some(writer);
         }
@@ -204,13 +205,29 @@ impl Shards {
     fn seal_current(&self, state: &mut WriterState) -> Result<()> {
         // What the seal vouches for must be durable before it is written.
         self.sync_current(state)?;
-        let Some(writer) = state.current.take() else { return Ok(()) };
-        let sealed = writer.seal().and_then(|sealed| self.log(state, sealed));
-        sealed.inspect_err(|error| state.poison = Some(error.clone()))
+        let Some(writer) = state.current.as_mut() else { return Ok(()) };
+        let sealed = match writer.seal() {
+            Ok(sealed) => sealed,
+            // Nothing of the seal remains: the shard is whole without it, and the next commit tries again.
+            Err(failed) if !failed.fatal && failed.error.kind() == Kind::StorageFull => return Ok(()),
+            Err(failed) => {
+                state.poison = Some(failed.error.clone());
+                return Err(failed.error);
+            }
+        };
+        state.current = None;
+        // The seal is durable without the log, which the next writer mends.
+        self.log(state, sealed)
     }
 
     fn log(&self, state: &mut WriterState, extent: Extent) -> Result<()> {
-        log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, extent)
+        let appended = log::append(self.disk.as_ref(), &self.root, place_of(&self.manifest, 0), &mut state.log, extent);
+        appended.inspect_err(|error| {
+            // A full disk is tried again, over what the failed attempt left; a failed sync is not.
+            if error.kind() != Kind::StorageFull {
+                state.poison = Some(error.clone());
+            }
+        })
     }
 
     fn must_sync(&self, state: &WriterState) -> bool {
@@ -260,6 +277,10 @@ impl Backend for Shards {
 
     fn keys(&self) -> Vec<Arc<str>> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).keys()
+    }
+
+    fn last_key(&self) -> Option<Arc<str>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).last_key()
     }
 
     fn len(&self) -> usize {

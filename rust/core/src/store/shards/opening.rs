@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::log::{self, Log};
 use super::scan::Scan;
 use super::shard::Shard;
-use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, place_of, shard_name, shard_path};
+use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, log_path, place_of, shard_name, shard_path};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock, ReadFile, replace};
 use crate::format::{MAGIC, RECORD_HEADER_BYTES, RecordHeader, RecordType, aligned, malformed, payload_checksum, size};
@@ -46,20 +46,51 @@ fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
     if recognises(root) {
         return Err(exists(root, "a store"));
     }
-    let names = match std::fs::read_dir(root) {
-        Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
+    let names = match names_in(root) {
+        Ok(names) => names,
         Err(_) if root.symlink_metadata().is_ok() => return Err(exists(root, "something")),
         Err(_) => {
             disk.create_dir(root)?;
             Vec::new()
         }
     };
-    let unfinished = |name: &std::ffi::OsString| [SHARDS, LOGS, UNFINISHED_MANIFEST].iter().any(|ours| name == ours);
-    if !names.iter().all(unfinished) || shard_numbers(root).is_ok_and(|numbers| !numbers.is_empty()) {
+    if !names.iter().all(|name| is_leftover(root, name)) {
         return Err(exists(root, "a directory with files"));
     }
-    let missing = [SHARDS, LOGS].into_iter().filter(|directory| !names.iter().any(|name| name == directory));
-    missing.into_iter().try_for_each(|directory| disk.create_dir(&root.join(directory)))
+    let mut missing = [SHARDS, LOGS].into_iter().filter(|directory| !names.iter().any(|name| name == directory));
+    missing.try_for_each(|directory| disk.create_dir(&root.join(directory)))
+}
+
+fn names_in(directory: &Path) -> Result<Vec<std::ffi::OsString>> {
+    let entries = std::fs::read_dir(directory).map_err(|e| Error::io("list", directory, e))?;
+    Ok(entries.flatten().map(|entry| entry.file_name()).collect())
+}
+
+/// Whether an interrupted creation could have left `name`. A user's own file of the same name is not ours to empty.
+fn is_leftover(root: &Path, name: &std::ffi::OsStr) -> bool {
+    let path = root.join(name);
+    let begun = |path: &Path| ReadFile::open(path).is_ok_and(|file| is_empty_or_ours(&file));
+    match name.to_str() {
+        Some(SHARDS) => names_in(&path).is_ok_and(|names| names.is_empty()),
+        Some(LOGS) => {
+            let log = log_path(root, WRITER);
+            let ours = |name: &std::ffi::OsString| name == "0.lock" || (name == "0.log" && begun(&log));
+            names_in(&path).is_ok_and(|names| names.iter().all(ours))
+        }
+        Some(UNFINISHED_MANIFEST) => begun(&path),
+        _ => false,
+    }
+}
+
+fn is_empty_or_ours(file: &ReadFile) -> bool {
+    let mut first = [0; MAGIC.len()];
+    match file.length() {
+        Ok(length) if length >= first.len() as u64 => {
+            file.read_at(0, &mut first).is_ok() && [MAGIC, [0; 4]].contains(&first)
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
 }
 
 fn exists(root: &Path, what: &str) -> Error {

@@ -7,8 +7,8 @@
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
 use crate::format::{
-    ALIGNMENT, CommitRecord, MAX_PAYLOAD_BYTES, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType, chain, malformed,
-    size,
+    ALIGNMENT, CommitRecord, MAGIC, MAX_PAYLOAD_BYTES, Place, RECORD_HEADER_BYTES, RecordHeader, RecordType, chain,
+    malformed, size,
 };
 
 const BLOCK_BYTES: u64 = 1 << 20;
@@ -53,22 +53,89 @@ impl Scan {
     }
 }
 
-/// Reads and checks a record header and its place; `None` where nothing valid begins.
-pub(super) fn header_at(file: &ReadFile, offset: u64, place: Place) -> Result<Option<Found>> {
-    let length = file.length()?;
-    let mut bytes = [0; RECORD_HEADER_BYTES];
-    if offset + bytes.len() as u64 > length {
-        return Ok(None);
+/// A file as long as it was at one moment: a writer may append to it meanwhile, and what it appends is not looked at.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) file: &'a ReadFile,
+    place: Place,
+    length: u64,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn of(file: &'a ReadFile, place: Place) -> Result<Self> {
+        Ok(Self { file, place, length: file.length()? })
     }
-    file.read_at(offset, &mut bytes)?;
-    match RecordHeader::decode(&bytes) {
-        Ok(header) => {
-            let found = Found { offset, header };
-            let inside = header.length <= length && found.end() <= length;
-            Ok((header.place == place && inside).then_some(found))
+
+    /// Reads and checks a record header and its place; `None` where nothing valid begins.
+    pub(super) fn header_at(&self, offset: u64) -> Result<Option<Found>> {
+        let mut bytes = [0; RECORD_HEADER_BYTES];
+        if offset + bytes.len() as u64 > self.length {
+            return Ok(None);
         }
-        Err(error) if error.kind() == Kind::UnsupportedVersion => Err(error),
-        Err(_) => Ok(None),
+        self.file.read_at(offset, &mut bytes)?;
+        self.found(offset, &bytes)
+    }
+
+    fn found(&self, offset: u64, bytes: &[u8; RECORD_HEADER_BYTES]) -> Result<Option<Found>> {
+        match RecordHeader::decode(bytes) {
+            Ok(header) => {
+                let found = Found { offset, header };
+                let inside = header.length <= self.length && found.end() <= self.length;
+                Ok((header.place == self.place && inside).then_some(found))
+            }
+            Err(error) if error.kind() == Kind::UnsupportedVersion => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Calls `f` with the records that begin behind `offset`, at any place where one can, until it says to stop.
+    fn behind(&self, offset: u64, mut f: impl FnMut(Found) -> Result<bool>) -> Result<()> {
+        let mut at = (offset / ALIGNMENT + 1) * ALIGNMENT;
+        let mut block = Vec::new();
+        while at + RECORD_HEADER_BYTES as u64 <= self.length {
+            block.resize(size(BLOCK_BYTES.min(self.length - at))?, 0);
+            self.file.read_at(at, &mut block)?;
+            let places = (at..).step_by(RECORD_HEADER_BYTES);
+            for (place, bytes) in places.zip(block.as_chunks::<RECORD_HEADER_BYTES>().0) {
+                if !bytes.starts_with(&MAGIC) {
+                    continue;
+                }
+                if let Some(found) = self.found(place, bytes)?
+                    && !f(found)?
+                {
+                    return Ok(());
+                }
+            }
+            at += BLOCK_BYTES;
+        }
+        Ok(())
+    }
+
+    /// The first record that begins behind `offset`, at or before which something is wrong.
+    pub(super) fn next_record(&self, offset: u64) -> Result<Option<Found>> {
+        let mut next = None;
+        self.behind(offset, |found| {
+            next = Some(found);
+            Ok(false)
+        })?;
+        Ok(next)
+    }
+
+    /// Bytes of the file that the commits behind `offset` say were durable.
+    fn durable_behind(&self, offset: u64) -> Result<u64> {
+        let mut durable = 0;
+        self.behind(offset, |found| {
+            match found.header.record_type {
+                RecordType::Seal => durable = durable.max(found.offset),
+                RecordType::Commit => {
+                    let commit = payload_of(self.file, &found).and_then(|payload| CommitRecord::decode(&payload));
+                    durable = durable.max(commit.map_or(0, |commit| commit.durable));
+                }
+                _ => {}
+            }
+            Ok(true)
+        })?;
+        Ok(durable)
     }
 }
 
@@ -106,30 +173,11 @@ pub(super) fn named(file: &ReadFile, offset: u64) -> String {
     format!("`{}` at byte {offset}", file.path().display())
 }
 
-/// The first record that begins after `offset`, at or before which something is wrong.
-pub(super) fn next_record(file: &ReadFile, offset: u64, place: Place) -> Result<Option<Found>> {
-    let length = file.length()?;
-    let mut at = (offset / ALIGNMENT + 1) * ALIGNMENT;
-    let mut block = Vec::new();
-    while at + RECORD_HEADER_BYTES as u64 <= length {
-        block.resize(size(BLOCK_BYTES.min(length - at))?, 0);
-        file.read_at(at, &mut block)?;
-        for (n, candidate) in block.chunks_exact(RECORD_HEADER_BYTES).enumerate() {
-            if candidate.starts_with(&crate::format::MAGIC) {
-                if let Some(found) = header_at(file, at + n as u64 * ALIGNMENT, place)? {
-                    return Ok(Some(found));
-                }
-            }
-        }
-        at += BLOCK_BYTES;
-    }
-    Ok(None)
-}
-
 /// Reads a shard without its seal. Its first `durable` bytes are known to be durable.
 pub(super) fn scan(file: &ReadFile, place: Place, durable: u64) -> Result<Scan> {
     let scan = Scan::default();
-    let mut walk = Walk { file, place, durable, at: 0, sequence: 0, chain: Some(0), records: Vec::new(), scan };
+    let view = View::of(file, place)?;
+    let mut walk = Walk { view, durable, at: 0, sequence: 0, chain: Some(0), records: Vec::new(), scan };
     while walk.step()? {}
     let mut scan = walk.scan;
     drop_torn_commits(file, &mut scan, durable)?;
@@ -140,8 +188,7 @@ pub(super) fn scan(file: &ReadFile, place: Place, durable: u64) -> Result<Scan> 
 }
 
 struct Walk<'a> {
-    file: &'a ReadFile,
-    place: Place,
+    view: View<'a>,
     durable: u64,
     at: u64,
     sequence: u64,
@@ -153,7 +200,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn step(&mut self) -> Result<bool> {
-        let found = header_at(self.file, self.at, self.place)?.filter(|found| found.header.sequence == self.sequence);
+        let found = self.view.header_at(self.at)?.filter(|found| found.header.sequence == self.sequence);
         match found {
             Some(found) if self.accept(found)? => {
                 self.at = found.end();
@@ -171,7 +218,7 @@ impl Walk<'_> {
             self.records.push(found);
             return Ok(true);
         }
-        let Ok(commit) = payload_of(self.file, &found).and_then(|payload| CommitRecord::decode(&payload)) else {
+        let Ok(commit) = payload_of(self.view.file, &found).and_then(|payload| CommitRecord::decode(&payload)) else {
             return Ok(false);
         };
         let headers: Vec<u8> = self.records.iter().flat_map(|found| found.header.encode()).collect();
@@ -191,35 +238,17 @@ impl Walk<'_> {
 
     /// Something is wrong at `at`: goes on behind it if it had been durable, else the shard ends before it.
     fn skip_damage(&mut self) -> Result<bool> {
-        let next = next_record(self.file, self.at, self.place)?;
-        let behind = next.map_or(Ok(0), |next| self.durable_behind(next))?;
-        if behind.max(self.durable) <= self.at {
+        if self.at >= self.durable.max(self.view.durable_behind(self.at)?) {
             return Ok(false);
         }
         let message = format!(
             "{}: a committed record is damaged; entries may be missing, or be as they were before; `actstore-cli verify` says more",
-            named(self.file, self.at)
+            named(self.view.file, self.at)
         );
         self.scan.damage.push(Error::new(Kind::Checksum, message));
-        let Some(next) = next else { return Ok(false) };
+        let Some(next) = self.view.next_record(self.at)? else { return Ok(false) };
         (self.at, self.sequence, self.chain) = (next.offset, next.header.sequence, None);
         Ok(true)
-    }
-
-    fn durable_behind(&self, first: Found) -> Result<u64> {
-        let (mut durable, mut next) = (0, Some(first));
-        while let Some(found) = next {
-            if found.header.record_type == RecordType::Seal {
-                return Ok(found.offset);
-            }
-            if found.header.record_type == RecordType::Commit {
-                let commit = payload_of(self.file, &found).and_then(|payload| CommitRecord::decode(&payload));
-                durable = durable.max(commit.map_or(0, |commit| commit.durable));
-            }
-            // Every place is looked at: what stands at a place may be an old copy inside a payload.
-            next = next_record(self.file, found.offset, self.place)?;
-        }
-        Ok(durable)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::super::Stored;
-use super::scan::{Found, Group, header_at, named, payload_of, scan};
+use super::scan::{Found, Group, View, named, payload_of, scan};
 use super::{Scan, shard_path};
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
@@ -67,8 +67,9 @@ impl Shard {
 
     fn read_seal(&self, sealed: Sealed) -> Result<(Found, CommitRecord)> {
         let offset = sealed.offset;
-        let found =
-            header_at(&self.file, offset, self.place)?.filter(|found| found.header.record_type == RecordType::Seal);
+        let found = View::of(&self.file, self.place)?
+            .header_at(offset)?
+            .filter(|found| found.header.record_type == RecordType::Seal);
         let found = found.ok_or_else(|| malformed(format!("{}: no seal", named(&self.file, offset))))?;
         Ok((found, CommitRecord::decode(&payload_of(&self.file, &found)?)?))
     }
@@ -79,7 +80,9 @@ impl Shard {
     }
 
     fn read_record(&self, offset: u64, record_type: RecordType) -> Result<Vec<u8>> {
-        let found = header_at(&self.file, offset, self.place)?.filter(|found| found.header.record_type == record_type);
+        let found = View::of(&self.file, self.place)?
+            .header_at(offset)?
+            .filter(|found| found.header.record_type == record_type);
         let found = found.ok_or_else(|| {
             Error::new(Kind::Checksum, format!("{}: a record header is damaged", named(&self.file, offset)))
         })?;

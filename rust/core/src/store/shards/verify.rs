@@ -1,7 +1,7 @@
 //! Checking every byte of a shard.
 
 use super::append::hash_file;
-use super::scan::{self, check_payload, header_at, named};
+use super::scan::{self, View, check_payload, named};
 use super::shard::Shard;
 use crate::error::{Error, Kind, Result};
 use crate::format::Extent;
@@ -13,12 +13,13 @@ pub(super) fn verify_shard(shard: &Shard, extent: Option<&Extent>) -> Result<Vec
         Some(Extent { length, seal: Some(_), .. }) => *length,
         _ => scan::scan(&shard.file, shard.place, 0)?.end,
     };
+    let view = View::of(&shard.file, shard.place)?;
     let mut at = 0;
     while at < end {
-        let Some(found) = header_at(&shard.file, at, shard.place)? else {
+        let Some(found) = view.header_at(at)? else {
             let message = format!("{}: a record header is damaged", named(&shard.file, at));
             damage.push(Error::new(Kind::Checksum, message));
-            match scan::next_record(&shard.file, at, shard.place)? {
+            match view.next_record(at)? {
                 Some(next) => at = next.offset,
                 None => break,
             }
