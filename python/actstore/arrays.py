@@ -72,7 +72,7 @@ def _encode_torch(name: str, tensor: torch.Tensor) -> Encoded:
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         message = f"`{name}` is a {tensor.layout} tensor on `{tensor.device}`; give a dense one with data"
         raise InvalidInputError("invalid_tensor", message)
-    flat = tensor.resolve_neg().cpu().reshape(-1)
+    flat = tensor.resolve_neg().cpu().contiguous().reshape(-1)
     return dtype, list(tensor.shape), flat.view(torch.uint8).numpy().data
 
 

@@ -95,7 +95,7 @@ def expand(points: PointLike | Iterable[PointLike], layers: LayersLike, count: i
     A point that says no layer, such as `resid_post`, stands for one at each of `layers`; one that says its own is
     taken whatever `layers` is.
     """
-    items = [cast("PointLike", points)] if isinstance(points, str) or not isinstance(points, Iterable) else points
+    items = [cast("PointLike", points)] if _is_one_point(points) else points
     names: dict[str, None] = {}
     for point in cast("Iterable[PointLike]", items):
         if isinstance(point, str) and point in _LAYERED:
@@ -105,6 +105,14 @@ def expand(points: PointLike | Iterable[PointLike], layers: LayersLike, count: i
     if not names:
         raise InvalidInputError("unknown_point", f"no hook point is given; {_existing_points()}")
     return list(names)
+
+
+def _is_one_point(points: object) -> bool:
+    """Whether `points` is a single point: text, a number, or a pair such as `("resid_post", 12)`."""
+    if isinstance(points, tuple):
+        pair = cast("tuple[object, ...]", points)
+        return len(pair) == 2 and isinstance(pair[0], str) and not isinstance(pair[1], str | tuple)
+    return isinstance(points, str) or not isinstance(points, Iterable)
 
 
 def unknown_point(point: object) -> InvalidInputError:

@@ -85,7 +85,7 @@ class Writer:
         encoded = [_encode(canonical(point), array) for point, array in activations.items()]
         rows = {shape[0] if shape else 1 for _, _, shape, _ in encoded}
         document = {
-            "key": key,
+            "key": _text("key", key),
             "key_recipe": "user" if key is not None else "prompt" if prompt is not None else "ids",
             "prompt": _text("prompt", prompt),
             "response": _text("response", response),
@@ -178,12 +178,14 @@ def _ranges(positions: Iterable[Any]) -> list[list[int]]:
     try:
         for item in _plain(positions):
             start, stop = (item.__index__(), item.__index__() + 1) if hasattr(item, "__index__") else _bounds(item)
+            if start < 0:
+                raise ValueError
             if ranges and ranges[-1][1] == start:
                 ranges[-1][1] = stop
             else:
                 ranges.append([start, stop])
     except (AttributeError, TypeError, ValueError):
-        message = f"`positions` is `{positions!r}`; give ints or (start, stop) ranges"
+        message = f"`positions` is `{positions!r}`; give ints from 0 or (start, stop) ranges"
         raise InvalidInputError("unknown_position", message) from None
     return ranges
 

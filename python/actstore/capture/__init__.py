@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
+    import torch
     from torch import nn
 
     from actstore.hook_points import LayersLike, PointLike
@@ -28,7 +29,7 @@ def capture(
     points: PointLike | Iterable[PointLike] = ("resid_post",),
     positions: str | int | Iterable[int] = "all",
     store: Store | str | os.PathLike[str] | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     codec: str = Default("planes"),
     overflow: str = Default("error"),
     on_conflict: str = Default("error"),
@@ -53,5 +54,6 @@ def capture(
     `unsupported_model` where no decoder blocks are found. What a call may raise: see `Recorder`.
     """
     settings = {"codec": codec, "overflow": overflow, "on_conflict": on_conflict, "durability": durability}
-    target = Target(store, settings if dtype is None else {**settings, "dtype": dtype}, memory)
+    packed = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+    target = Target(store, settings | packed, memory)
     return Recorder(model, tokenizer, target, layers=layers, points=points, positions=positions)

@@ -96,7 +96,7 @@ class Recorder:
         """Generate for `prompts`, batch by batch, each prompt an entry; the text of each response.
 
         `prompts` are final: a chat template has been applied, if there is one. They are tokenized as the tokenizer does
-        by default and padded on its `padding_side`. An entry's key is the SHA-256 of its prompt, or what `keys` gives.
+        by default and padded on the left. An entry's key is the SHA-256 of its prompt, or what `keys` gives.
         `generation` goes to `model.generate`.
         """
         session = self._open_wiring().session

@@ -52,7 +52,7 @@ def capture(
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first rows.")] = None,
     padding_side: Annotated[
-        Literal["left", "right"] | None, typer.Option(help="By default left to generate, right to read.")
+        Literal["left", "right"] | None, typer.Option(help="Of prompts with responses, right by default; generating pads on the left.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as `cuda:1`; the first CUDA device by default, else cpu.")
@@ -72,8 +72,10 @@ def capture(
     rows = read_rows(input, limit)
     from actstore.cli.models import load_model
 
-    loaded = load_model(model, model_revision, device)
     generates = rows[0].response is None
+    if generates and padding_side == "right":
+        raise typer.BadParameter("generating pads on the left: on the right a model would go on from the padding")
+    loaded = load_model(model, model_revision, device)
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
     with _open_store(store, codec, dtype) as opened:
@@ -126,6 +128,7 @@ def _capture_remaining(store: Store, rows: list[Row], plan: _Plan, *, shown: boo
             raise typer.Exit(130) from None
         typer.echo(str(recorder.stats))
     typer.echo(f"all {len(keys):,} are stored in {store.path}; next: actstore-cli info {store.path}")
+    typer.echo(f"      actstore-cli show {store.path} {keys[0]}")
 
 
 def _recorder(store: Store, plan: _Plan) -> Recorder:

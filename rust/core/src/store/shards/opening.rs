@@ -14,8 +14,10 @@ use crate::format::{MAGIC, RECORD_HEADER_BYTES, RecordHeader, RecordType, aligne
 use crate::manifest::Manifest;
 use crate::store::Backend;
 
+/// A store that lost its manifest is one still: its log and shards say so.
 pub(super) fn recognises(path: &Path) -> bool {
-    path.join(MANIFEST).symlink_metadata().is_ok()
+    let has_shards = || shard_numbers(path).is_ok_and(|numbers| !numbers.is_empty());
+    path.join(MANIFEST).symlink_metadata().is_ok() || (log_path(path, WRITER).is_file() && has_shards())
 }
 
 pub(super) fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> Result<Box<dyn Backend>> {
@@ -43,14 +45,14 @@ pub(super) fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> R
 
 /// Makes the directories; an empty one, or what an interrupted creation left, may be there.
 fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
-    if recognises(root) {
+    if root.join(MANIFEST).symlink_metadata().is_ok() {
         return Err(exists(root, "a store"));
     }
     let names = match names_in(root) {
         Ok(names) => names,
         Err(_) if root.symlink_metadata().is_ok() => return Err(exists(root, "something")),
         Err(_) => {
-            disk.create_dir(root)?;
+            make_directories(root, disk)?;
             Vec::new()
         }
     };
@@ -59,6 +61,18 @@ fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
     }
     let mut missing = [SHARDS, LOGS].into_iter().filter(|directory| !names.iter().any(|name| name == directory));
     missing.try_for_each(|directory| disk.create_dir(&root.join(directory)))
+}
+
+/// Makes a directory, and those above it that are missing.
+fn make_directories(path: &Path, disk: &dyn Disk) -> Result<()> {
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        Some(parent) => {
+            make_directories(parent, disk)?;
+            disk.create_dir(path)?;
+            disk.sync_dir(parent)
+        }
+        None => disk.create_dir(path),
+    }
 }
 
 fn names_in(directory: &Path) -> Result<Vec<std::ffi::OsString>> {
