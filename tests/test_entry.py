@@ -328,3 +328,11 @@ def test_without_torch_and_ml_dtypes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "s")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("no torch\n", "")
+
+
+def test_strided_tensors_are_stored_as_they_read(store: Store) -> None:
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    views = {"a.0": base[:, 0], "a.1": base[::2], "a.2": base[:, :1], "a.3": torch.ones(1).expand(5), "a.4": base.T}
+    store.put(key="views", activations=views)
+    for point, view in views.items():
+        assert torch.equal(store["views"].torch(point), view)

@@ -134,3 +134,12 @@ def refused(kind: str, point: object, layers: int | None = None) -> str:
     assert not message.endswith(".")
     assert message[0] == "`" or message[0].islower()
     return message
+
+
+def test_a_pair_is_one_point() -> None:
+    assert expand(("resid_post", 1), "all", 4) == ["blocks.1.hook_resid_post"]
+    assert len(expand(("resid_post", "mlp_out"), "all", 4)) == 8
+    assert expand((("resid_post", 1), ("mlp_out", -1)), "all", 4) == [
+        "blocks.1.hook_resid_post",
+        "blocks.3.mlp.hook_out",
+    ]

@@ -153,7 +153,10 @@ def test_a_store_with_a_history(codec: str, durability: str, tmp_path: Path) -> 
     expected: dict[str, Arrays] = {}
 
     def put(store: Store, key: str, seed: int, **rest: Any) -> None:
-        arrays = {"hook_embed": noise("bfloat16", (3, 16), seed), "logits": gauss("float32", 40, 20, seed)}
+        arrays = {
+            "hook_embed": noise("bfloat16", (3, 16), seed),
+            "logits": gauss("float32", 40, 20, seed).reshape(40, 1, 20),
+        }
         store.put(key=key, activations=arrays, **rest)
         expected[key] = arrays
 

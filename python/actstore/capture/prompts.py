@@ -17,7 +17,8 @@ __all__ = ["encode"]
 def encode(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` of `prompts`, padded on the left.
 
-    On the right, a model would go on from the padding. A tokenizer without a padding token will do: the mask says what is padding, and the model sees the mask.
+    On the right, a model would go on from the padding. A tokenizer without a padding token will do: the mask says what
+    is padding, and the model sees the mask.
     """
     rows: list[list[int]] = tokenizer(list(prompts))["input_ids"]
     width = max(map(len, rows))

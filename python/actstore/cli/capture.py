@@ -52,7 +52,8 @@ def capture(
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first rows.")] = None,
     padding_side: Annotated[
-        Literal["left", "right"] | None, typer.Option(help="Of prompts with responses, right by default; generating pads on the left.")
+        Literal["left", "right"] | None,
+        typer.Option(help="Of prompts with responses, right by default; generating pads on the left."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as `cuda:1`; the first CUDA device by default, else cpu.")
@@ -128,7 +129,7 @@ def _capture_remaining(store: Store, rows: list[Row], plan: _Plan, *, shown: boo
             raise typer.Exit(130) from None
         typer.echo(str(recorder.stats))
     typer.echo(f"all {len(keys):,} are stored in {store.path}; next: actstore-cli info {store.path}")
-    typer.echo(f"      actstore-cli show {store.path} {keys[0]}")
+    typer.echo(f"      actstore-cli show {store.path} {min(keys)}")
 
 
 def _recorder(store: Store, plan: _Plan) -> Recorder:

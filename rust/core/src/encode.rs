@@ -81,7 +81,7 @@ impl Draft {
         }
         let Some(positions) = self.document.stored_positions() else { return Ok(()) };
         for (point, layout) in self.activations.iter().map(|(point, tensor)| (point, tensor.layout())) {
-            if matches!(layout.shape().len(), 1 | 2) && layout.rows() != positions {
+            if layout.shape().len() == 2 && layout.rows() != positions {
                 let rows = layout.rows();
                 let message = format!("`{point}` of entry `{key}` has `{rows}` rows for `{positions}` positions");
                 return Err(Error::new(Kind::RowsNotTokens, message));
