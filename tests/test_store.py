@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import weakref
@@ -474,3 +477,23 @@ def test_every_call_after_close_is_refused(store: Store) -> None:
             call()
         assert caught.value.kind == "closed", call
         assert isinstance(caught.value, ReadOnlyError)
+
+
+def test_a_writer_that_nobody_closed_fails_aloud(tmp_path: Path) -> None:
+    script = """
+        import sys
+        import numpy as np
+        import actstore
+
+        store = actstore.create(sys.argv[1])
+        writer = store.writer()
+        for value in (1, 2):
+            writer.put(key="k", activations={0: np.full((2, 3), value, np.float32)})
+        del writer
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path / "s"], capture_output=True, text=True, check=True
+    )
+    assert "key `k` is stored with other content" in done.stderr
+    with actstore.open(tmp_path / "s") as store:
+        assert store["k"].numpy(0).max() == 1

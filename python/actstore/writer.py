@@ -109,6 +109,10 @@ class Writer:
         """What the writer did so far; `wait_seconds` is how long callers waited for the queue."""
         return cast("WriterStats", json.loads(self._core.stats()))
 
+    def __del__(self) -> None:
+        """Close a writer that nobody closed; the interpreter shows what that raises."""
+        self._core.close()
+
     def __enter__(self) -> Self:
         return self
 

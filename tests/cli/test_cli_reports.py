@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -34,6 +35,7 @@ def test_info_as_json(run: Run, small_store: Path) -> None:
             "backend": "shards",
             "settings": store.settings,
             **store.info(),
+            "damage": [],
         }
     assert [point["nonfinite"] for point in report["points"]] == [1, 1]
 
@@ -237,3 +239,15 @@ def test_help_names_every_command_and_comes_at_once() -> None:
         for name in ("capture", "demo", "doctor", "info", "show", "verify"):
             assert f" {name} " in done.stdout
     assert min(seconds) < 0.3
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
+def test_info_says_what_is_damaged(run: Run, tmp_path: Path) -> None:
+    with actstore.create(tmp_path / "s") as store:
+        store.put(key="k", activations={0: np.ones((2, 3), np.float32)})
+    shard = tmp_path / "s" / "shards" / "0-000001.shard"
+    shard.write_bytes(shard.read_bytes()[:200])
+    report = json.loads(run("info", tmp_path / "s", "--format", "json").stdout)
+    assert len(report["damage"]) == 1
+    assert "0-000001.shard" in report["damage"][0]
+    assert "damage" in run("info", tmp_path / "s").stdout

@@ -27,7 +27,8 @@ def info(context: typer.Context, store: StoreArgument, report_format: FormatOpti
     with actstore.open(store) as opened:
         report = opened.info()
         if report_format == "json":
-            print_json({"path": str(store), "backend": opened.backend, "settings": opened.settings, **report})
+            identity = {"path": str(store), "backend": opened.backend, "settings": opened.settings}
+            print_json({**identity, **report, "damage": opened.damage})
         else:
             _print_text(opened, report)
 
@@ -43,7 +44,7 @@ def _print_text(store: Store, report: StoreInfo) -> None:
         ("stored", f"{format_bytes(report['stored_bytes'])} (ratio {_ratio(report)})"),
         ("files", format_bytes(report["file_bytes"])),
     ]
-    print_fields(fields)
+    print_fields([*fields, *(("damage", message) for message in store.damage)])
     if report["points"]:
         columns = ("hook point", "dtype", "entries", "rows", "raw", "stored", "ratio", "NaN/Inf", "encodings")
         print_table(columns, map(_row, report["points"]), left=2)
