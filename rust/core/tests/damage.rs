@@ -7,10 +7,15 @@ mod sample;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use actstore::codec::Encoding;
+use actstore::entry::{Document, Positions};
 use actstore::error::Kind;
+use actstore::format::{Activation, EntryHeader, Frame, frame_checksum};
+use actstore::hook_point::HookPoint;
 use actstore::inspect;
-use actstore::store::Store;
-use sample::{MEMORY, create, draft, holds, put};
+use actstore::store::{EncodedEntry, Operation, Store};
+use actstore::tensor::{Dtype, Layout};
+use sample::{MEMORY, POINT, create, draft, holds, put, rows};
 
 const ENTRIES: u64 = 6;
 
@@ -295,4 +300,33 @@ fn a_newer_version_is_refused_with_its_number() {
             .ends_with("written in format version `7`; this build reads versions up to 0: upgrade actstore"),
         "{error}"
     );
+}
+
+/// 64 MiB of zeros in a few kilobytes, in a frame whose checksums are right and which says it holds 16 kB.
+#[test]
+fn a_zstd_bomb_costs_its_own_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    small_store(&root);
+    let store = Store::open(&root, true, MEMORY).unwrap();
+    let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
+    let frame =
+        Frame { checksum: frame_checksum(&bomb), length: u32::try_from(bomb.len()).unwrap(), encoding: Encoding::Zstd };
+    let activation = Activation {
+        point: HookPoint::new(POINT).unwrap(),
+        layout: Layout::new(Dtype::UInt8, vec![1, 16_384]).unwrap(),
+        frame_rows: 1,
+        nonfinite: 0,
+        saturated: 0,
+        model: None,
+        frames: vec![frame],
+    };
+    let document = Document::parse(r#"{"key":"bomb","key_recipe":"user"}"#).unwrap();
+    let header = EntryHeader { document, token_ids: None, activations: vec![activation] };
+    let entry = EncodedEntry { header, content_id: [0; 32], chunks: vec![bomb], models: Vec::new() };
+    store.writing().unwrap().commit(vec![Operation::Put(Box::new(entry))]).unwrap();
+    let error = rows(&store, "bomb", POINT, &Positions::All).unwrap_err();
+    assert_eq!(error.kind(), Kind::Malformed);
+    assert!(error.to_string().starts_with("`blocks.0.hook_resid_post` of entry `bomb`: "), "{error}");
+    assert_eq!((readable(&store).len() as u64, verified(&store)), (ENTRIES, 1));
 }
