@@ -1,7 +1,6 @@
 """`info`, `show`, `verify` and `doctor`: what they print, and their exit status."""
 
 import json
-import resource
 import subprocess
 import sys
 import warnings
@@ -227,18 +226,11 @@ def test_a_process_ends_with_the_status(tmp_path: Path) -> None:
     assert "Traceback" in actstore_cli("--debug", "info", str(tmp_path)).stderr
 
 
-def test_help_names_every_command_and_comes_at_once() -> None:
-    seconds: list[float] = []
-    for _ in range(5):
-        # Time of the processor, which other work on the machine does not stretch.
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = actstore_cli("--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.returncode == 0
-        for name in ("capture", "demo", "doctor", "info", "show", "verify"):
-            assert f" {name} " in done.stdout
-    assert min(seconds) < 0.3
+def test_help_names_every_command() -> None:
+    done = actstore_cli("--help")
+    assert done.returncode == 0
+    for name in ("capture", "demo", "doctor", "info", "show", "verify"):
+        assert f" {name} " in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
