@@ -115,18 +115,17 @@ impl Activation {
             )));
         }
         activation.check_frame_bytes()?;
-        for _ in 0..frames {
-            let (checksum, length, code) = (fields.u64()?, fields.u32()?, fields.u8()?);
-            let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
-            if u64::from(length) > activation.frame_rows.min(activation.layout.rows()) * activation.layout.row_bytes() {
-                return Err(malformed(format!(
-                    "a frame of `{}` is stored in more bytes than it has",
-                    activation.point
-                )));
-            }
-            activation.frames.push(Frame { checksum, length, encoding });
-        }
+        activation.frames = (0..frames).map(|_| activation.decode_frame(fields)).collect::<Result<_>>()?;
         Ok(activation)
+    }
+
+    fn decode_frame(&self, fields: &mut Fields<'_>) -> Result<Frame> {
+        let (checksum, length, code) = (fields.u64()?, fields.u32()?, fields.u8()?);
+        let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
+        if u64::from(length) > self.frame_rows.min(self.layout.rows()) * self.layout.row_bytes() {
+            return Err(malformed(format!("a frame of `{}` is stored in more bytes than it has", self.point)));
+        }
+        Ok(Frame { checksum, length, encoding })
     }
 }
 
