@@ -88,16 +88,14 @@ pub(crate) fn commit_loop(shared: &Shared, jobs: &Receiver<Job>) {
         let mut batch = Batch::default();
         shared.take(&mut batch, job);
         let deadline = Instant::now() + COMMIT_WAIT;
-        let mut open = true;
-        while open && batch.flushes.is_empty() && batch.bytes < shared.commit_bytes() {
+        while batch.flushes.is_empty() && batch.bytes < shared.commit_bytes() {
             // Looked at before each job: jobs that keep arriving must not put the commit off.
             if Instant::now() >= deadline || batch.entries.len() >= COMMIT_ENTRIES {
                 break;
             }
             match jobs.recv_deadline(deadline.min(shared.deadline(deadline))) {
                 Ok(job) => shared.take(&mut batch, job),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => open = false,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
         shared.commit(batch);

@@ -58,10 +58,7 @@ impl Writer {
     pub fn put(&self, draft: Draft) -> Result<()> {
         let bytes = draft.held_bytes();
         self.make_room(bytes, bytes)?;
-        self.send_draft(draft, bytes).inspect_err(|_| {
-            lock(&self.shared.held).queued -= bytes;
-            self.release(bytes);
-        })
+        self.queue(draft, bytes)
     }
 
     /// Makes room for `bytes` of a draft. They count until the draft is committed or [`Writer::release`]d.
@@ -106,9 +103,14 @@ impl Writer {
     /// Queues a draft for which `reserved` bytes were counted.
     pub fn submit(&self, draft: Draft, reserved: u64) -> Result<()> {
         lock(&self.shared.held).queued += reserved;
-        self.check().and_then(|()| self.send_draft(draft, reserved)).inspect_err(|_| {
-            lock(&self.shared.held).queued -= reserved;
-            self.release(reserved);
+        self.queue(draft, reserved)
+    }
+
+    /// Queues a draft of which `bytes` are counted as held and queued; on failure they are not any more.
+    fn queue(&self, draft: Draft, bytes: u64) -> Result<()> {
+        self.check().and_then(|()| self.send_draft(draft, bytes)).inspect_err(|_| {
+            lock(&self.shared.held).queued -= bytes;
+            self.release(bytes);
         })
     }
 

@@ -138,7 +138,7 @@ impl ShardWriter {
             summary.changes.extend(group.commit.changes.iter().cloned());
         }
         let written_models = summary.models.iter().map(|model| model.id).collect();
-        Ok(Self { records, shard, headers: scan.last_commit().to_vec(), durable: scan.end, summary, written_models })
+        Ok(Self { records, shard, headers: scan.last_commit(), durable: scan.end, summary, written_models })
     }
 
     pub(super) fn length(&self) -> u64 {

@@ -9,7 +9,7 @@ mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use self::append::{ShardWriter, hash_file};
@@ -230,6 +230,10 @@ impl Shards {
         })
     }
 
+    fn index(&self) -> RwLockReadGuard<'_, Index<Located>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn must_sync(&self, state: &WriterState) -> bool {
         self.manifest.settings.durability == Durability::Commit || state.synced_at.elapsed() >= SYNC_INTERVAL
     }
@@ -276,23 +280,23 @@ impl Backend for Shards {
     }
 
     fn keys(&self) -> Vec<Arc<str>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).keys()
+        self.index().keys()
     }
 
     fn last_key(&self) -> Option<Arc<str>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).last_key()
+        self.index().last_key()
     }
 
     fn len(&self) -> usize {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.index().len()
     }
 
     fn content_id(&self, key: &str) -> Option<ContentId> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).get(key).map(|located| located.content_id)
+        self.index().get(key).map(|located| located.content_id)
     }
 
     fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>> {
-        let located = self.index.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let located = self.index().get(key).cloned();
         located.map(|located| located.read(key).map(|entry| Arc::new(entry) as Arc<dyn Stored>)).transpose()
     }
 
