@@ -18,6 +18,7 @@ import actstore
 from actstore import _core
 from actstore.errors import InvalidInputError, NotFoundError
 from actstore.store import Store
+from backends import CHOICES
 
 POINT = "resid_post.1"
 DTYPES = dict(_core.dtypes())
@@ -41,13 +42,14 @@ def activations(draw: st.DrawFn) -> np.ndarray:
     return from_bytes(draw(st.binary(min_size=size, max_size=size)), dtype, shape)
 
 
-@given(array=activations(), codec=st.sampled_from(_core.codecs()), backend=st.sampled_from(_core.backends()))
+@given(array=activations(), choice=st.sampled_from(CHOICES))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 def test_any_activation_comes_back_bit_for_bit(
-    array: np.ndarray, codec: str, backend: str, tmp_path_factory: pytest.TempPathFactory
+    array: np.ndarray, choice: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    backend, codec = choice
     path = None if backend == "memory" else tmp_path_factory.mktemp("store") / "s"
-    with actstore.create(path, backend, codec=codec) as store:
+    with actstore.create(path, backend, **codec) as store:
         store.put(key="k", activations={POINT: array})
         entry = store["k"]
         assert (entry.dtype(POINT), entry.shape(POINT)) == (array.dtype.name, array.shape)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import actstore
-from actstore import _core
 from actstore.errors import InvalidInputError, KeyConflictError
+from backends import CHOICES
 
 POINTS = ("hook_embed", "blocks.0.hook_resid_post", "logits")
 KEYS = st.sampled_from(["a", "b", "ä:1", "data:train:0", "key with space"])
@@ -60,13 +60,13 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
     @initialize(
-        backend=st.sampled_from(_core.backends()),
-        codec=st.sampled_from(_core.codecs()),
+        choice=st.sampled_from(CHOICES),
         on_conflict=st.sampled_from(["error", "skip", "replace", "number"]),
     )
-    def create(self, backend: str, codec: str, on_conflict: str) -> None:
+    def create(self, choice: tuple[str, dict[str, str]], on_conflict: str) -> None:
+        backend, codec = choice
         path = None if backend == "memory" else self.directory / "store"
-        self.store = actstore.create(path, backend, codec=codec, on_conflict=on_conflict)
+        self.store = actstore.create(path, backend, on_conflict=on_conflict, **codec)
         self.on_conflict = on_conflict
 
     @rule(key=KEYS, entry=entries())

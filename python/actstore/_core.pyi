@@ -31,8 +31,8 @@ _PositionsLike: TypeAlias = str | Sequence[int] | None
 def error_kinds() -> list[str]:
     """Every `kind` an error of the core can have."""
 
-def codecs() -> list[str]:
-    """Names of the codecs."""
+def codecs(backend: str) -> list[str]:
+    """Names of what a backend can be created with, its default first: codecs, or encodings where it holds text."""
 
 def backends() -> list[str]:
     """Names of the backends."""

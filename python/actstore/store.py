@@ -38,7 +38,8 @@ def create(
     path: str | os.PathLike[str] | None = None,
     backend: str = "shards",
     *,
-    codec: str = "planes",
+    codec: str | None = None,
+    encoding: str | None = None,
     dtype: str | torch.dtype | None = None,
     overflow: str = "error",
     on_conflict: str = "error",
@@ -47,8 +48,9 @@ def create(
 ) -> Store:
     """Create a store, open for reading and writing.
 
-    `path` is a new or empty directory; None for the backend `memory` alone. `codec`: `planes` (small), `zstd` or `raw`
-    (fastest), all lossless. `dtype`: None keeps each activation's own, `float16` or `bfloat16` packs to it, and
+    `path` is a new or empty directory; None for the backend `memory` alone. `backend`: `shards` (small, fast, safest),
+    `lmdb`, `json` (for people to read) or `memory`. `codec`: `planes` (small, the default), `zstd` or `raw` (fastest),
+    all lossless; of `json` it is `encoding`: `text` (numbers, the default) or `base64`. `dtype`: None keeps each activation's own, `float16` or `bfloat16` packs to it, and
     `overflow` then says what becomes of an activation with finite values beyond its range: `error`, `saturate` or
     `keep` (it keeps its dtype).
     `on_conflict`, for a key that is stored with other content: `error`, `skip`, `replace` or `number` (`key#1`).
@@ -56,15 +58,18 @@ def create(
 
     Errors: `AlreadyExistsError` where something is already, `InvalidInputError` of kind `invalid_option`.
     """
-    settings = {
+    options = {
         "codec": codec,
+        "encoding": encoding,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "overflow": overflow,
         "on_conflict": on_conflict,
         "durability": durability,
     }
+    optional = ("codec", "encoding", "dtype")
+    settings = {name: value for name, value in options.items() if value is not None or name not in optional}
     for name, value in settings.items():
-        if not isinstance(value, str) and (name, value) != ("dtype", None):
+        if not isinstance(value, str):
             raise InvalidInputError("invalid_option", f"`{name}` is `{value!r}`; give a string")
     size = parse_bytes("memory", memory)
     place = None if path is None else os.fspath(path)
@@ -114,7 +119,7 @@ class Store:
 
     @property
     def backend(self) -> str:
-        """`shards` or `memory`."""
+        """`shards`, `lmdb`, `json` or `memory`."""
         return self._core.backend
 
     @property

@@ -295,7 +295,9 @@ def test_without_a_store_entries_stay_in_memory(llama: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "stored"),
     [
+        ("backend", "memory", "shards"),
         ("codec", "planes", "raw"),
+        ("encoding", "text", "None"),
         ("dtype", "float16", "None"),
         ("overflow", "error", "keep"),
         ("on_conflict", "error", "skip"),

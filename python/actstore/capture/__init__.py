@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.capture.recorder import Recorder
 from actstore.capture.stats import CaptureStats
-from actstore.capture.target import Default, Target
+from actstore.capture.target import Target
 
 if TYPE_CHECKING:
     import os
@@ -29,11 +29,13 @@ def capture(
     points: PointLike | Iterable[PointLike] = ("resid_post",),
     positions: str | int | Iterable[int] = "all",
     store: Store | str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+    codec: str | None = None,
+    encoding: str | None = None,
     dtype: str | torch.dtype | None = None,
-    codec: str = Default("planes"),
-    overflow: str = Default("error"),
-    on_conflict: str = Default("error"),
-    durability: str = Default("commit"),
+    overflow: str | None = None,
+    on_conflict: str | None = None,
+    durability: str | None = None,
     memory: int | str = "1 GiB",
 ) -> Recorder:
     """Capture what `model`, a transformers decoder, computes inside the `with` block of the result.
@@ -47,13 +49,20 @@ def capture(
     at each of `layers` (`"all"`, `"first_half"`, `"second_half"`, ints, negative ints, ranges, fractions of depth).
     `positions`: `all`, `prompt`, `response`, `last`, or positions in the sequence, negative ones from its end; the end
     of a generation is the last token that has a row. `store`: an open store, a path (created, or appended to), or
-    None, which keeps the entries in memory. The other options are those of `actstore.create`; of a store that exists
-    they may be left out, but not differ. An eighth of `memory` stages activations (16 MiB to 128 MiB).
+    None, which keeps the entries in memory. The other options are those of `actstore.create`, whose defaults hold; of a
+    store that exists they may be left out, but not differ. An eighth of `memory` stages activations (16 MiB to 128 MiB).
 
     Errors: `InvalidInputError` for layers, points, positions and options that do not exist, `CaptureError` of kind
     `unsupported_model` where no decoder blocks are found. What a call may raise: see `Recorder`.
     """
-    settings = {"codec": codec, "overflow": overflow, "on_conflict": on_conflict, "durability": durability}
-    packed = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
-    target = Target(store, settings | packed, memory)
+    options = {
+        "backend": backend,
+        "codec": codec,
+        "encoding": encoding,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "overflow": overflow,
+        "on_conflict": on_conflict,
+        "durability": durability,
+    }
+    target = Target(store, {name: value for name, value in options.items() if value is not None}, memory)
     return Recorder(model, tokenizer, target, layers=layers, points=points, positions=positions)

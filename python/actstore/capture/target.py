@@ -14,38 +14,32 @@ if TYPE_CHECKING:
 
     from actstore.store import Store
 
-__all__ = ["Default", "Target"]
-
-
-class Default(str):
-    """A default value, to be told from the same value given by the caller."""
-
-    __slots__ = ()
+__all__ = ["Target"]
 
 
 class Target:
-    """An open store, a path to one or for one, or None for one in memory, with the settings asked for."""
+    """An open store, a path to one or for one, or None for one in memory, with the options asked for."""
 
     def __init__(
-        self, place: Store | str | os.PathLike[str] | None, settings: Mapping[str, str], memory: int | str
+        self, place: Store | str | os.PathLike[str] | None, options: Mapping[str, str], memory: int | str
     ) -> None:
         self.memory = parse_bytes("memory", memory)
         self._place = place
-        self._settings = settings
+        self._options = dict(options)
 
     def open(self) -> Store:
-        """The store, writable. Errors: `invalid_option` where it exists with other settings than were asked for."""
+        """The store, writable. Errors: `invalid_option` where it exists with other options than were asked for."""
         if isinstance(self._place, stores.Store):
-            self._require_settings(self._place)
+            self._require(self._place)
             return self._place
         if self._place is None:
-            return stores.create(None, "memory", memory=self.memory, **self._settings)
+            return stores.create(None, memory=self.memory, **{"backend": "memory", **self._options})
         try:
             store = stores.open(self._place, "a", memory=self.memory)
         except NotFoundError:
-            return stores.create(self._place, memory=self.memory, **self._settings)
+            return stores.create(self._place, memory=self.memory, **self._options)
         try:
-            self._require_settings(store)
+            self._require(store)
         except BaseException:
             store.close()
             raise
@@ -59,9 +53,10 @@ class Target:
         store.close()
         return stores.open(path, "r", memory=self.memory)
 
-    def _require_settings(self, store: Store) -> None:
-        for name, wanted in self._settings.items():
-            actual = store.settings[name]
-            if not isinstance(wanted, Default) and str(wanted).removeprefix("torch.") != actual:
+    def _require(self, store: Store) -> None:
+        has = {"backend": store.backend, **store.settings}
+        for name, wanted in self._options.items():
+            if wanted != has[name]:
+                actual = has[name]
                 message = f"`{name}` is `{wanted}`, but the store has `{actual}`; leave it out or use another store"
                 raise InvalidInputError("invalid_option", message)

@@ -104,7 +104,7 @@ def _open_store(path: Path, codec: str | None, dtype: str | None) -> Store:
     try:
         store = actstore.open(path, "a")
     except NotFoundError:
-        return actstore.create(path, codec=codec or "planes", dtype=dtype)
+        return actstore.create(path, codec=codec, dtype=dtype)
     for name, wanted in (("codec", codec), ("dtype", dtype)):
         if wanted is not None and wanted != store.settings[name]:
             message = f"`{name}` is `{wanted}`; the store `{path}` was created with `{store.settings[name] or 'none'}`"

@@ -66,6 +66,7 @@ pub(crate) struct Held {
 /// What a session and its committer have in common.
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
+    pub(crate) on_conflict: OnConflict,
     pub(crate) held: Mutex<Held>,
     pub(crate) room: Condvar,
     pub(crate) stats: Mutex<Stats>,
@@ -211,7 +212,7 @@ impl Resolver<'_> {
         match self.content_id(&key) {
             None => {}
             Some(stored) if stored == entry.content_id => return self.duplicate(),
-            Some(_) => match self.shared.store.manifest().settings.on_conflict {
+            Some(_) => match self.shared.on_conflict {
                 OnConflict::Error => return self.conflict(&key),
                 OnConflict::Skip => return self.duplicate(),
                 OnConflict::Replace => {}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::codec::pack::PackCounts;
-use crate::codec::{Model, Rows};
+use crate::codec::{Encoding, Model, Rows};
 use crate::entry::{ContentPoint, Document, MAX_TOKENS, content_id};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Activation, EntryHeader, Frame, MAX_POINTS, frame_checksum, size};
@@ -162,18 +162,24 @@ fn encode_activation(
     let (layout, bytes) = tensor.into_parts();
     let model = models.get(&(point.clone(), layout.dtype(), layout.row_values())).cloned();
     let frame_rows = settings.codec.frame_rows(layout.row_bytes()).max(1);
-    let mut chunk = Vec::with_capacity(bytes.len() / 2);
+    let digest = *blake3::hash(&bytes).as_bytes();
+    let mut chunk = Vec::with_capacity(if settings.codec.stores_rows() { 0 } else { bytes.len() / 2 });
     let mut frames = Vec::new();
     for bytes in rows_of_frames(&layout, frame_rows, &bytes)? {
         let start = chunk.len();
         let rows = Rows { dtype: layout.dtype(), row_values: layout.row_values(), bytes };
-        let encoding = settings.codec.encode(rows, model.as_deref(), &mut chunk);
-        let stored = chunk.get(start..).unwrap_or_default();
+        let (encoding, stored) = if settings.codec.stores_rows() {
+            (Encoding::Stored, bytes)
+        } else {
+            let encoding = settings.codec.encode(rows, model.as_deref(), &mut chunk);
+            (encoding, chunk.get(start..).unwrap_or_default())
+        };
         let length = u32::try_from(stored.len())
             .map_err(|_| Error::new(Kind::LimitExceeded, format!("a row of `{point}` is above the limit of 4 GiB")))?;
         frames.push(Frame { checksum: frame_checksum(stored), length, encoding });
     }
-    let digest = *blake3::hash(&bytes).as_bytes();
+    // Rows stored as they are need no second copy of a large activation.
+    let chunk = if settings.codec.stores_rows() { bytes } else { chunk };
     let activation = Activation {
         point,
         layout,

@@ -27,6 +27,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn sync_dir(&self, path: &Path) -> Result<()>;
     /// Replaces `to` by `from`, atomically.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> Result<()>;
 }
 
 /// A file that grows at its end.
@@ -90,6 +92,10 @@ impl Disk for OsDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         std::fs::rename(from, to).map_err(|e| Error::io("rename", from, e))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        std::fs::remove_file(path).map_err(|e| Error::io("remove", path, e))
     }
 }
 
@@ -223,8 +229,8 @@ impl Drop for Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path`, or says who holds it.
-    pub fn acquire(path: &Path) -> Result<Self> {
+    /// Takes the lock at `path` of the store at `root`, or says who holds it.
+    pub fn acquire(path: &Path, root: &Path) -> Result<Self> {
         let mut file = options(OpenOptions::new().read(true).write(true).create(true).truncate(false))
             .open(path)
             .map_err(|e| refuse_link("lock", path, e))?;
@@ -235,15 +241,15 @@ impl Lock {
                 write(&mut file).map_err(|e| Error::io("lock", path, e))?;
                 Ok(Self { file, holder: std::process::id() })
             }
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(held(path)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(held(path, root)),
             Err(e) => Err(Error::io("lock", path, e.into())),
         }
     }
 }
 
-fn held(path: &Path) -> Error {
+fn held(path: &Path, root: &Path) -> Error {
     let holder = std::fs::read_to_string(path).unwrap_or_default();
-    let store = path.parent().and_then(Path::parent).unwrap_or(path).display();
+    let store = root.display();
     match holder.trim() {
         pid if pid == std::process::id().to_string() => Error::new(
             Kind::AlreadyOpen,
@@ -268,7 +274,7 @@ mod tests {
         std::os::unix::fs::symlink(&target, &link).unwrap();
         assert_eq!(ReadFile::open(&link).unwrap_err().kind(), Kind::UnsafePath);
         assert_eq!(OsDisk.resume(&link, 0).err().unwrap().kind(), Kind::UnsafePath);
-        assert_eq!(Lock::acquire(&link).unwrap_err().kind(), Kind::UnsafePath);
+        assert_eq!(Lock::acquire(&link, directory.path()).unwrap_err().kind(), Kind::UnsafePath);
         assert_eq!(std::fs::read(&target).unwrap(), b"theirs");
     }
 
@@ -291,9 +297,9 @@ mod tests {
     fn a_lock_has_one_holder() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0.lock");
-        let lock = Lock::acquire(&path).unwrap();
-        assert_eq!(Lock::acquire(&path).unwrap_err().kind(), Kind::AlreadyOpen);
+        let lock = Lock::acquire(&path, directory.path()).unwrap();
+        assert_eq!(Lock::acquire(&path, directory.path()).unwrap_err().kind(), Kind::AlreadyOpen);
         drop(lock);
-        assert!(Lock::acquire(&path).is_ok());
+        assert!(Lock::acquire(&path, directory.path()).is_ok());
     }
 }

@@ -74,7 +74,10 @@ pub struct Settings {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SettingsFields {
-    codec: String,
+    #[serde(default)]
+    codec: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encoding: Option<String>,
     #[serde(default)]
     dtype: Option<String>,
     overflow: String,
@@ -83,16 +86,17 @@ struct SettingsFields {
 }
 
 impl Settings {
-    /// Reads settings; an unknown name or value is refused with the choices.
-    pub fn parse(json: &str) -> Result<Self> {
+    /// Reads settings; an unknown name or value is refused with the choices. `codecs` are those of the backend, its
+    /// default first.
+    pub fn parse(json: &str, codecs: &[Codec]) -> Result<Self> {
         let fields: SettingsFields =
             serde_json::from_str(json).map_err(|e| Error::new(Kind::InvalidOption, format!("settings: {e}")))?;
-        Self::from_fields(&fields)
+        Self::from_fields(&fields, codecs)
     }
 
-    fn from_fields(fields: &SettingsFields) -> Result<Self> {
+    fn from_fields(fields: &SettingsFields, codecs: &[Codec]) -> Result<Self> {
         Ok(Self {
-            codec: Codec::parse(&fields.codec)?,
+            codec: chosen_codec(fields, codecs)?,
             pack: Pack::new(
                 fields.dtype.as_deref().map(packed_dtype).transpose()?,
                 Overflow::parse(&fields.overflow)?,
@@ -103,13 +107,37 @@ impl Settings {
     }
 
     fn fields(&self) -> SettingsFields {
+        let name = self.codec.name().to_owned();
+        let (codec, encoding) = if self.codec.is_text() { (None, Some(name)) } else { (Some(name), None) };
         SettingsFields {
-            codec: self.codec.name().to_owned(),
+            codec,
+            encoding,
             dtype: self.pack.dtype.map(|dtype| dtype.name().to_owned()),
             overflow: self.pack.overflow.name().to_owned(),
             on_conflict: self.on_conflict.name().to_owned(),
             durability: self.durability.name().to_owned(),
         }
+    }
+}
+
+/// What users call the codec is `encoding` where a store is made of text.
+fn chosen_codec(fields: &SettingsFields, codecs: &[Codec]) -> Result<Codec> {
+    let text = codecs.iter().any(|codec| codec.is_text());
+    let (option, other) = if text { ("encoding", "codec") } else { ("codec", "encoding") };
+    let (given, refused) = if text { (&fields.encoding, &fields.codec) } else { (&fields.codec, &fields.encoding) };
+    let names: Vec<_> = codecs.iter().map(|codec| format!("`{}`", codec.name())).collect();
+    if let Some(refused) = refused {
+        let holds = if text { "numbers as text" } else { "encoded frames" };
+        let message = format!(
+            "`{other}` is `{refused}`, but the store holds {holds}: leave it out; `{option}` chooses between {}",
+            names.join(", ")
+        );
+        return Err(Error::new(Kind::InvalidOption, message));
+    }
+    match (given, codecs) {
+        (Some(name), _) => find(codecs, option, name, |codec| codec.name()),
+        (None, [default, ..]) => Ok(*default),
+        (None, []) => Err(Error::new(Kind::InvalidOption, "the backend has no codec")),
     }
 }
 
@@ -177,15 +205,15 @@ impl Manifest {
     pub fn to_public_json(&self) -> Result<String> {
         let fields = self.settings.fields();
         let public = serde_json::json!({
-            "codec": fields.codec, "dtype": fields.dtype, "overflow": fields.overflow, "on_conflict": fields.on_conflict,
+            "codec": fields.codec, "encoding": fields.encoding, "dtype": fields.dtype, "overflow": fields.overflow, "on_conflict": fields.on_conflict,
             "durability": fields.durability, "store_id": hex(&self.store_id), "format_version": FORMAT_VERSION,
             "token_convention": TOKEN_CONVENTION,
         });
         Ok(public.to_string())
     }
 
-    /// Reads a manifest; refuses later versions and features this build does not know.
-    pub fn parse(json: &str) -> Result<Self> {
+    /// Reads a manifest; refuses later versions and features this build does not know. `codecs` are those of the backend.
+    pub fn parse(json: &str, codecs: &[Codec]) -> Result<Self> {
         let fields: ManifestFields =
             serde_json::from_str(json).map_err(|e| malformed(format!("the manifest cannot be read: {e}")))?;
         if fields.version > FORMAT_VERSION {
@@ -205,7 +233,7 @@ impl Manifest {
         }
         let id = u128::from_str_radix(&fields.store_id, 16).ok().filter(|_| fields.store_id.len() == 32);
         let id = id.ok_or_else(|| malformed("the store id is not 32 hex digits"))?;
-        Ok(Self { store_id: id.to_be_bytes(), settings: Settings::from_fields(&fields.settings)? })
+        Ok(Self { store_id: id.to_be_bytes(), settings: Settings::from_fields(&fields.settings, codecs)? })
     }
 }
 
@@ -213,24 +241,26 @@ impl Manifest {
 mod tests {
     use super::*;
 
+    const CODECS: &[Codec] = &[Codec::Planes, Codec::Raw];
+
     const SETTINGS: &str =
         r#"{"codec":"planes","dtype":"float16","overflow":"saturate","on_conflict":"number","durability":"interval"}"#;
 
     #[test]
     fn manifests_come_back() {
-        let manifest = Manifest::new(Settings::parse(SETTINGS).unwrap()).unwrap();
-        assert_eq!(Manifest::parse(&manifest.to_json().unwrap()).unwrap(), manifest);
+        let manifest = Manifest::new(Settings::parse(SETTINGS, CODECS).unwrap()).unwrap();
+        assert_eq!(Manifest::parse(&manifest.to_json().unwrap(), CODECS).unwrap(), manifest);
     }
 
     #[test]
     fn what_a_later_build_wrote_is_refused() {
-        let json = Manifest::new(Settings::parse(SETTINGS).unwrap()).unwrap().to_json().unwrap();
+        let json = Manifest::new(Settings::parse(SETTINGS, CODECS).unwrap()).unwrap().to_json().unwrap();
         for (old, new) in [
             (r#""version":0"#, r#""version":9"#),
             (r#""required":[]"#, r#""required":["rows-of-gold"]"#),
             (r#""token_convention":"at""#, r#""token_convention":"predicts""#),
         ] {
-            let error = Manifest::parse(&json.replace(old, new)).unwrap_err();
+            let error = Manifest::parse(&json.replace(old, new), CODECS).unwrap_err();
             assert_eq!(error.kind(), Kind::UnsupportedVersion, "{new}");
             assert!(error.to_string().ends_with("upgrade actstore"));
         }
@@ -241,7 +271,34 @@ mod tests {
         for (old, new) in
             [("planes", "gzip"), ("float16", "float32"), ("saturate", "wrap"), ("number", "ask"), ("dtype", "type")]
         {
-            assert!(Settings::parse(&SETTINGS.replace(old, new)).is_err(), "{new}");
+            assert!(Settings::parse(&SETTINGS.replace(old, new), CODECS).is_err(), "{new}");
+        }
+    }
+    #[test]
+    fn a_backend_has_its_own_codecs() {
+        let parse = |json: &str, codecs| Settings::parse(json, codecs).map(|settings| settings.codec);
+        let of =
+            |choice: &str| format!(r#"{{{choice}"overflow":"error","on_conflict":"error","durability":"commit"}}"#);
+        const TEXT: &[Codec] = &[Codec::Text, Codec::Base64];
+        assert_eq!(parse(&of(""), CODECS).unwrap(), Codec::Planes);
+        assert_eq!(parse(&of(""), TEXT).unwrap(), Codec::Text);
+        assert_eq!(parse(&of(r#""encoding":"base64","#), TEXT).unwrap(), Codec::Base64);
+        for (choice, codecs, message) in [
+            (
+                r#""codec":"planes","#,
+                TEXT,
+                "`codec` is `planes`, but the store holds numbers as text: leave it out; `encoding` chooses between `text`, `base64`",
+            ),
+            (
+                r#""encoding":"text","#,
+                CODECS,
+                "`encoding` is `text`, but the store holds encoded frames: leave it out; `codec` chooses between `planes`, `raw`",
+            ),
+            (r#""codec":"zstd","#, CODECS, "unknown codec `zstd`: one of planes, raw"),
+            (r#""encoding":"hex","#, TEXT, "unknown encoding `hex`: one of text, base64"),
+        ] {
+            let error = parse(&of(choice), codecs).unwrap_err();
+            assert_eq!((error.kind(), error.to_string().as_str()), (Kind::InvalidOption, message));
         }
     }
 }

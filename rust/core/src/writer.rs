@@ -18,7 +18,8 @@ use crate::committer::{COMMIT_WAIT, Job, Shared, commit_loop};
 use crate::encode::{Draft, encode, fit_models};
 use crate::error::{Error, Kind, Result};
 use crate::lock::lock;
-use crate::store::{ModelKey, Session, Store};
+use crate::manifest::OnConflict;
+use crate::store::{EncodedEntry, ModelKey, Session, Store};
 
 /// A writing session on a store.
 pub struct Writer {
@@ -29,12 +30,19 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts a session.
+    /// Starts a session that treats conflicts as the store was created to.
     pub fn new(store: Arc<Store>) -> Result<Arc<Self>> {
+        let on_conflict = store.manifest().settings.on_conflict;
+        Self::with_conflicts(store, on_conflict)
+    }
+
+    /// Starts a session with its own way to treat conflicts.
+    pub fn with_conflicts(store: Arc<Store>, on_conflict: OnConflict) -> Result<Arc<Self>> {
         store.writing()?;
         adopt_models(&store)?;
         let shared = Arc::new(Shared {
             store,
+            on_conflict,
             held: Mutex::default(),
             room: Condvar::new(),
             stats: Mutex::default(),
@@ -59,6 +67,16 @@ impl Writer {
         let bytes = draft.held_bytes();
         self.make_room(bytes, bytes)?;
         self.queue(draft, bytes)
+    }
+
+    /// Queues an entry that is encoded already; waits while the queue is full.
+    pub fn put_encoded(&self, entry: EncodedEntry) -> Result<()> {
+        let bytes = entry.stored_bytes();
+        self.make_room(bytes, bytes)?;
+        let (sender, encoded) = bounded(1);
+        // The receiver is here: the channel has room and is open.
+        let _sent = sender.send(Ok(entry));
+        self.send(Job::Entry { encoded, bytes }).inspect_err(|_| self.unqueue(bytes))
     }
 
     /// Makes room for `bytes` of a draft. They count until the draft is committed or [`Writer::release`]d.
@@ -108,10 +126,12 @@ impl Writer {
 
     /// Queues a draft of which `bytes` are counted as held and queued; on failure they are not any more.
     fn queue(&self, draft: Draft, bytes: u64) -> Result<()> {
-        self.check().and_then(|()| self.send_draft(draft, bytes)).inspect_err(|_| {
-            lock(&self.shared.held).queued -= bytes;
-            self.release(bytes);
-        })
+        self.check().and_then(|()| self.send_draft(draft, bytes)).inspect_err(|_| self.unqueue(bytes))
+    }
+
+    fn unqueue(&self, bytes: u64) {
+        lock(&self.shared.held).queued -= bytes;
+        self.release(bytes);
     }
 
     /// Sends a draft on its way; `bytes` of it are counted as held and queued.

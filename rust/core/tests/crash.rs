@@ -103,6 +103,13 @@ impl Disk for CutDisk {
         power.files.insert(to.to_owned(), Image { named: false, ..image });
         OsDisk.rename(from, to)
     }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.on(path)?;
+        power.files.remove(path);
+        OsDisk.remove(path)
+    }
 }
 
 impl Appender for CutFile {

@@ -46,6 +46,10 @@ impl Disk for FailingDisk {
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         OsDisk.rename(from, to)
     }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        OsDisk.remove(path)
+    }
 }
 
 impl Appender for FailingFile {

@@ -5,11 +5,10 @@ mod sample;
 
 use std::sync::Arc;
 
-use actstore::codec::Codec;
 use actstore::encode::Draft;
 use actstore::entry::{Document, Positions};
 use actstore::hook_point::HookPoint;
-use actstore::store::Store;
+use actstore::store::{BackendSpec, Store};
 use actstore::tensor::{Dtype, Layout, Tensor};
 use proptest::prelude::*;
 use sample::{MEMORY, put, rows, settings};
@@ -52,7 +51,7 @@ proptest! {
     #[test]
     fn entries_come_back(
         tensors in prop::collection::vec(tensor(), 0..4),
-        codec in prop::sample::select(Codec::ALL),
+        codec in prop::sample::select(BackendSpec::find("shards").unwrap().codecs),
         metadata in metadata(),
         token_ids in prop::option::of(prop::collection::vec(any::<u32>(), 0..20)),
         pick in any::<u64>(),

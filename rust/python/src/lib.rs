@@ -36,8 +36,9 @@ mod _core {
     }
 
     #[pyfunction]
-    fn codecs() -> Vec<&'static str> {
-        actstore::codec::Codec::ALL.iter().map(|codec| codec.name()).collect()
+    fn codecs(backend: &str) -> Result<Vec<&'static str>, crate::errors::Failure> {
+        let codecs = actstore::store::BackendSpec::find(backend)?.codecs;
+        Ok(codecs.iter().map(|codec| codec.name()).collect())
     }
 
     #[pyfunction]

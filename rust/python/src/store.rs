@@ -7,7 +7,7 @@ use actstore::entry::{Positions, hex};
 use actstore::error::{Error, Kind};
 use actstore::manifest::Settings;
 use actstore::reader::{self, Request};
-use actstore::store::{Store, Stored};
+use actstore::store::{BackendSpec, Store, Stored};
 use actstore::writer::Writer;
 use actstore::{columns, inspect};
 use pyo3::prelude::*;
@@ -44,7 +44,7 @@ pub(crate) struct PyStore {
 impl PyStore {
     #[staticmethod]
     fn create(py: Python<'_>, path: Option<&str>, backend: &str, settings: &str, memory: u64) -> Outcome<Self> {
-        let settings = Settings::parse(settings)?;
+        let settings = Settings::parse(settings, BackendSpec::find(backend)?.codecs)?;
         let store = py.detach(|| Store::create(path.map(Path::new), backend, settings, memory))?;
         Ok(Self { store: Arc::new(store) })
     }

@@ -30,7 +30,7 @@ pub const PACKED_FRAME_BYTES: u64 = 64 << 10;
 /// Values that shrink to less than this part as planes have an order that zstd may see more of.
 const REGULAR: usize = 3;
 
-/// What a store is configured with.
+/// What a store is configured with. Each backend offers some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
     /// Rows as they are.
@@ -39,11 +39,15 @@ pub enum Codec {
     Zstd,
     /// Exponents entropy-coded, sign and mantissa as they are: lossless, small and fast for floats.
     Planes,
+    /// Rows as they are, for a backend that writes them as numbers.
+    Text,
+    /// Rows as they are, for a backend that writes them as base64.
+    Base64,
 }
 
 impl Codec {
     /// Every codec.
-    pub const ALL: &[Codec] = &[Codec::Raw, Codec::Zstd, Codec::Planes];
+    pub const ALL: &[Codec] = &[Codec::Raw, Codec::Zstd, Codec::Planes, Codec::Text, Codec::Base64];
 
     /// The name in options and manifests.
     pub const fn name(self) -> &'static str {
@@ -51,19 +55,26 @@ impl Codec {
             Codec::Raw => "raw",
             Codec::Zstd => "zstd",
             Codec::Planes => "planes",
+            Codec::Text => "text",
+            Codec::Base64 => "base64",
         }
     }
 
-    /// The codec called `name`.
-    pub fn parse(name: &str) -> Result<Self> {
-        find(Self::ALL, "codec", name, |codec| codec.name())
+    /// Whether the store is made of text, in which `encoding` is what users call the codec.
+    pub const fn is_text(self) -> bool {
+        matches!(self, Codec::Text | Codec::Base64)
+    }
+
+    /// Whether every frame is its rows as they are.
+    pub const fn stores_rows(self) -> bool {
+        matches!(self, Codec::Raw | Codec::Text | Codec::Base64)
     }
 
     /// Rows of a frame, at least 1: as many rows of `row_bytes` as [`RAW_FRAME_BYTES`] or [`PACKED_FRAME_BYTES`] hold.
     /// Rows of no bytes count as one byte.
     pub fn frame_rows(self, row_bytes: u64) -> u64 {
         let most = match self {
-            Codec::Raw => RAW_FRAME_BYTES,
+            Codec::Raw | Codec::Text | Codec::Base64 => RAW_FRAME_BYTES,
             Codec::Zstd | Codec::Planes => PACKED_FRAME_BYTES,
         };
         (most / row_bytes.max(1)).max(1)
@@ -75,7 +86,7 @@ impl Codec {
     /// that the model would not save its own size. The same sample gives the same model.
     pub fn fit(self, layout: &Layout, sample: &[u8]) -> Option<Model> {
         match self {
-            Codec::Raw | Codec::Zstd => None,
+            Codec::Raw | Codec::Zstd | Codec::Text | Codec::Base64 => None,
             Codec::Planes => planes::fit(layout, sample),
         }
     }
@@ -88,7 +99,7 @@ impl Codec {
     /// answer is another.
     pub fn encode(self, rows: Rows<'_>, model: Option<&Model>, out: &mut Vec<u8>) -> Encoding {
         match self {
-            Codec::Raw => store(rows, out),
+            Codec::Raw | Codec::Text | Codec::Base64 => store(rows, out),
             Codec::Zstd => Scratch::with(|scratch| encode_zstd(rows, scratch, out)),
             Codec::Planes => Scratch::with(|scratch| encode_planes(rows, model, scratch, out)),
         }
@@ -567,11 +578,11 @@ mod tests {
     #[test]
     fn names_codes_and_sizes() {
         for &codec in Codec::ALL {
-            assert_eq!(Codec::parse(codec.name()).unwrap(), codec);
+            assert_eq!(find(Codec::ALL, "codec", codec.name(), Codec::name).unwrap(), codec);
         }
-        let error = Codec::parse("gzip").unwrap_err();
+        let error = find(Codec::ALL, "codec", "gzip", Codec::name).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidOption);
-        assert_eq!(error.to_string(), "unknown codec `gzip`: one of raw, zstd, planes");
+        assert_eq!(error.to_string(), "unknown codec `gzip`: one of raw, zstd, planes, text, base64");
         for (code, &encoding) in (0_u8..).zip(Encoding::ALL) {
             assert_eq!(Encoding::from_code(code), Some(encoding));
             assert_eq!(encoding.code(), code);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Store;
+use super::{BackendSpec, Store};
 use crate::encode::Draft;
 use crate::entry::{Document, Positions};
 use crate::error::Kind;
@@ -16,10 +16,10 @@ use crate::writer::Writer;
 
 pub(super) const MEMORY: u64 = 64 << 20;
 
-pub(super) fn settings(on_conflict: &str) -> Settings {
-    let json =
-        format!(r#"{{"codec":"planes","overflow":"error","on_conflict":"{on_conflict}","durability":"commit"}}"#);
-    Settings::parse(&json).unwrap()
+/// With the backend's own codec.
+pub(super) fn settings(backend: &str, on_conflict: &str) -> Settings {
+    let json = format!(r#"{{"overflow":"error","on_conflict":"{on_conflict}","durability":"commit"}}"#);
+    Settings::parse(&json, BackendSpec::find(backend).unwrap().codecs).unwrap()
 }
 
 /// An entry of two points whose bytes follow from `seed`.
@@ -83,7 +83,9 @@ impl Case {
     }
 
     fn create(&self, on_conflict: &str) -> Arc<Store> {
-        Arc::new(Store::create(self.path().as_deref(), self.backend, settings(on_conflict), MEMORY).unwrap())
+        Arc::new(
+            Store::create(self.path().as_deref(), self.backend, settings(self.backend, on_conflict), MEMORY).unwrap(),
+        )
     }
 
     fn reopen(&self, store: Arc<Store>, writable: bool) -> Arc<Store> {
@@ -211,7 +213,7 @@ fn creating_never_overwrites(case: &Case) {
     let store = case.create("error");
     put(&store, [draft("a", 1)]).unwrap();
     let Some(path) = case.path() else { return };
-    let error = Store::create(Some(&path), case.backend, settings("error"), MEMORY).unwrap_err();
+    let error = Store::create(Some(&path), case.backend, settings(case.backend, "error"), MEMORY).unwrap_err();
     assert_eq!(error.kind(), Kind::StoreExists);
     assert_holds(&store, "a", 1);
     let error = Store::open(&path, true, MEMORY).unwrap_err();

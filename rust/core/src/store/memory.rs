@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 
 use super::index::Index;
-use super::{Backend, BackendSpec, Committed, EncodedEntry, Operation, Stored};
+use super::{Backend, BackendSpec, Committed, EncodedEntry, FRAME_CODECS, Operation, Stored};
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
@@ -16,6 +16,7 @@ use crate::manifest::Manifest;
 pub const SPEC: BackendSpec = BackendSpec {
     name: "memory",
     on_disk: false,
+    codecs: FRAME_CODECS,
     recognises: |_| false,
     create: |_, _, _| Ok(Box::<Memory>::default()),
     open,

@@ -2,6 +2,7 @@
 
 mod index;
 pub mod memory;
+mod root;
 pub mod shards;
 
 #[cfg(test)]
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::codec::{Model, ModelId};
+use crate::codec::{Codec, Model, ModelId};
 use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, OsDisk};
@@ -63,7 +64,8 @@ pub struct Committed {
     pub syncs: u64,
 }
 
-/// A stored entry, as its backend lends it. Stays readable after the entry is replaced or deleted.
+/// A stored entry, as its backend lends it. Once the entry is replaced or deleted its bytes are either still the same, or
+/// refused as [`Kind::NoSuchKey`]: never others.
 pub trait Stored: Send + Sync {
     /// All but the bytes of its activations.
     fn header(&self) -> &EntryHeader;
@@ -76,9 +78,11 @@ pub trait Stored: Send + Sync {
     fn model(&self, id: &ModelId) -> Result<Arc<Model>>;
 }
 
-/// A place that holds encoded entries: atomic commits, look-up by key, concurrent readers. It never looks inside a chunk.
+/// A place that holds encoded entries: atomic commits, look-up by key, concurrent readers. It never looks inside a chunk,
+/// unless its codecs store rows as they are.
 pub trait Backend: Send + Sync {
-    /// Applies all operations, in order: visible together, and durable as `durability` says, or none of them.
+    /// Applies all operations, in order: visible together, and durable as `durability` says, or none of them. Where every
+    /// entry is a file of its own, each by itself: after a failure those before it stand.
     fn commit(&self, operations: Vec<Operation>) -> Result<Committed>;
     /// Makes every earlier commit durable, whatever the level of durability.
     fn sync(&self) -> Result<()>;
@@ -115,6 +119,8 @@ pub struct BackendSpec {
     pub name: &'static str,
     /// Whether it lives at a path.
     pub on_disk: bool,
+    /// What it can be created with, the default first.
+    pub codecs: &'static [Codec],
     recognises: fn(&Path) -> bool,
     create: Create,
     open: Open,
@@ -122,6 +128,19 @@ pub struct BackendSpec {
 
 /// Every backend. A new one is a file and a line here.
 pub const BACKENDS: &[BackendSpec] = &[shards::SPEC, memory::SPEC];
+
+/// Codecs of backends that keep frames as they are encoded.
+const FRAME_CODECS: &[Codec] = &[Codec::Planes, Codec::Zstd, Codec::Raw];
+
+impl BackendSpec {
+    /// The backend called `name`.
+    pub fn find(name: &str) -> Result<&'static Self> {
+        BACKENDS.iter().find(|spec| spec.name == name).ok_or_else(|| {
+            let names: Vec<_> = BACKENDS.iter().map(|spec| format!("`{}`", spec.name)).collect();
+            Error::new(Kind::InvalidOption, format!("unknown backend `{name}`: one of {}", names.join(", ")))
+        })
+    }
+}
 
 /// Deletions of one commit, at most.
 const DELETES: usize = 16_384;
@@ -170,10 +189,7 @@ impl Store {
         memory: u64,
         disk: Arc<dyn Disk>,
     ) -> Result<Self> {
-        let spec = BACKENDS.iter().find(|spec| spec.name == backend).ok_or_else(|| {
-            let names: Vec<_> = BACKENDS.iter().map(|spec| format!("`{}`", spec.name)).collect();
-            Error::new(Kind::InvalidOption, format!("unknown backend `{backend}`: one of {}", names.join(", ")))
-        })?;
+        let spec = BackendSpec::find(backend)?;
         if spec.on_disk != path.is_some() {
             let rule = if spec.on_disk { "needs a path" } else { "takes no path" };
             return Err(Error::new(Kind::InvalidOption, format!("backend `{backend}` {rule}")));

@@ -10,7 +10,7 @@ use actstore::error::Result;
 use actstore::hook_point::HookPoint;
 use actstore::manifest::Settings;
 use actstore::reader::{Request, read, select};
-use actstore::store::Store;
+use actstore::store::{BackendSpec, Store};
 use actstore::tensor::{Dtype, Layout, Tensor};
 use actstore::writer::Writer;
 
@@ -21,7 +21,13 @@ pub(crate) fn settings(codec: &str, on_conflict: &str, durability: &str) -> Sett
     let json = format!(
         r#"{{"codec":"{codec}","overflow":"error","on_conflict":"{on_conflict}","durability":"{durability}"}}"#
     );
-    Settings::parse(&json).unwrap()
+    Settings::parse(&json, BackendSpec::find("shards").unwrap().codecs).unwrap()
+}
+
+/// Settings of `backend` with its own codec.
+pub(crate) fn settings_of(backend: &str, on_conflict: &str, durability: &str) -> Settings {
+    let json = format!(r#"{{"overflow":"error","on_conflict":"{on_conflict}","durability":"{durability}"}}"#);
+    Settings::parse(&json, BackendSpec::find(backend).unwrap().codecs).unwrap()
 }
 
 /// A number that looks random and depends on its arguments alone.

@@ -19,7 +19,8 @@ use self::scan::{Found, Scan};
 use self::shard::{Located, Shard};
 use self::verify::verify_shard;
 use super::index::Index;
-use super::{Backend, BackendSpec, Committed, Operation, Stored};
+use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Stored};
+use crate::codec::Codec;
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
@@ -28,7 +29,9 @@ use crate::lock::lock;
 use crate::manifest::{Durability, Manifest};
 
 /// The line of the table.
-pub const SPEC: BackendSpec = BackendSpec { name: "shards", on_disk: true, recognises, create, open };
+pub const SPEC: BackendSpec = BackendSpec { name: "shards", on_disk: true, codecs: CODECS, recognises, create, open };
+
+const CODECS: &[Codec] = FRAME_CODECS;
 
 /// A shard of this size is sealed and the next one begun.
 const SHARD_BYTES: u64 = 512 << 20;
@@ -54,6 +57,10 @@ fn shard_path(root: &Path, place: Place) -> PathBuf {
 
 fn shard_name(writer: u32, shard: u32) -> String {
     format!("{writer}-{shard:06}.shard")
+}
+
+fn lock_path(root: &Path) -> PathBuf {
+    root.join(LOGS).join(format!("{WRITER}.lock"))
 }
 
 fn log_path(root: &Path, writer: u32) -> PathBuf {

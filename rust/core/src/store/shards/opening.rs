@@ -7,12 +7,16 @@ use std::sync::Arc;
 use super::log::{self, Log};
 use super::scan::Scan;
 use super::shard::Shard;
-use super::{LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, log_path, place_of, shard_name, shard_path};
+use super::{
+    CODECS, LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, lock_path, log_path, place_of, shard_name,
+    shard_path,
+};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock, ReadFile, replace};
 use crate::format::{MAGIC, RECORD_HEADER_BYTES, RecordHeader, RecordType, aligned, malformed, payload_checksum, size};
 use crate::manifest::Manifest;
 use crate::store::Backend;
+use crate::store::root::{exists, names_in, new_root};
 
 /// A store that lost its manifest is one still: its log and shards say so.
 pub(super) fn recognises(path: &Path) -> bool {
@@ -22,7 +26,7 @@ pub(super) fn recognises(path: &Path) -> bool {
 
 pub(super) fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> Result<Box<dyn Backend>> {
     make_root(root, disk.as_ref())?;
-    let lock = Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))?;
+    let lock = Lock::acquire(&lock_path(root), root)?;
     log::create(disk.as_ref(), root, place_of(manifest, 0), manifest)?;
     for directory in [&root.join(SHARDS), root, root.parent().unwrap_or(root)] {
         disk.sync_dir(directory)?;
@@ -48,36 +52,9 @@ fn make_root(root: &Path, disk: &dyn Disk) -> Result<()> {
     if root.join(MANIFEST).symlink_metadata().is_ok() {
         return Err(exists(root, "a store"));
     }
-    let names = match names_in(root) {
-        Ok(names) => names,
-        Err(_) if root.symlink_metadata().is_ok() => return Err(exists(root, "something")),
-        Err(_) => {
-            make_directories(root, disk)?;
-            Vec::new()
-        }
-    };
-    if !names.iter().all(|name| is_leftover(root, name)) {
-        return Err(exists(root, "a directory with files"));
-    }
+    let names = new_root(root, disk, |name| is_leftover(root, name))?;
     let mut missing = [SHARDS, LOGS].into_iter().filter(|directory| !names.iter().any(|name| name == directory));
     missing.try_for_each(|directory| disk.create_dir(&root.join(directory)))
-}
-
-/// Makes a directory, and those above it that are missing.
-fn make_directories(path: &Path, disk: &dyn Disk) -> Result<()> {
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
-        Some(parent) => {
-            make_directories(parent, disk)?;
-            disk.create_dir(path)?;
-            disk.sync_dir(parent)
-        }
-        None => disk.create_dir(path),
-    }
-}
-
-fn names_in(directory: &Path) -> Result<Vec<std::ffi::OsString>> {
-    let entries = std::fs::read_dir(directory).map_err(|e| Error::io("list", directory, e))?;
-    Ok(entries.flatten().map(|entry| entry.file_name()).collect())
 }
 
 /// Whether an interrupted creation could have left `name`. A user's own file of the same name is not ours to empty.
@@ -107,15 +84,9 @@ fn is_empty_or_ours(file: &ReadFile) -> bool {
     }
 }
 
-fn exists(root: &Path, what: &str) -> Error {
-    let message =
-        format!("`{}` is already {what}; open it with `actstore.open`, or choose another path", root.display());
-    Error::new(Kind::StoreExists, message)
-}
-
 pub(super) fn open(root: &Path, writable: bool, disk: Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)> {
     let manifest = read_manifest(&root.join(MANIFEST))?;
-    let lock = writable.then(|| Lock::acquire(&root.join(LOGS).join(format!("{WRITER}.lock")))).transpose()?;
+    let lock = writable.then(|| Lock::acquire(&lock_path(root), root)).transpose()?;
     let contents = Contents::read(root, &manifest, writable)?;
     if let (true, Some(damage)) = (writable, contents.damage().next()) {
         let message = format!(
@@ -150,7 +121,7 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
         file.read_at(RECORD_HEADER_BYTES as u64, &mut payload)?;
         header.check(&payload)?;
         let text = std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?;
-        let manifest = Manifest::parse(text)?;
+        let manifest = Manifest::parse(text, CODECS)?;
         let ours = (RecordType::Manifest, 0, place_of(&manifest, 0));
         if (header.record_type, header.sequence, header.place) != ours {
             return Err(malformed("its header is not that of this store's manifest"));
