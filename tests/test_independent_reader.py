@@ -93,7 +93,7 @@ def encodings(path: Path) -> dict[str, set[str]]:
         return {point["dtype"]: set(point["encodings"]) for point in store.info()["points"]}
 
 
-@pytest.mark.parametrize("codec", _core.codecs())
+@pytest.mark.parametrize("codec", _core.codecs("shards"))
 def test_every_dtype_and_shape(codec: str, tmp_path: Path) -> None:
     arrays = {
         f"module.{dtype}.{index}": noise(dtype, shape, index) for dtype in DTYPES for index, shape in enumerate(SHAPES)
@@ -107,7 +107,7 @@ def test_every_dtype_and_shape(codec: str, tmp_path: Path) -> None:
     assert_same(tmp_path / "s", {key: {name: found[name] for name in ordered} for key, found in expected.items()})
 
 
-@pytest.mark.parametrize("codec", _core.codecs())
+@pytest.mark.parametrize("codec", _core.codecs("shards"))
 def test_activations_as_models_have_them(codec: str, tmp_path: Path) -> None:
     expected = {
         f"entry {index}": {f"module.{dtype}": gauss(dtype, 64, 384, index) for dtype in sorted(FLOATS)}
@@ -147,7 +147,7 @@ def test_packed_activations(tmp_path: Path) -> None:
     assert_same(tmp_path / "s", {"k": {"m.a": np.array([[1.0, 65504.0, -np.inf]], np.float16)}})
 
 
-@pytest.mark.parametrize("codec", _core.codecs())
+@pytest.mark.parametrize("codec", _core.codecs("shards"))
 @pytest.mark.parametrize("durability", ["commit", "interval"])
 def test_a_store_with_a_history(codec: str, durability: str, tmp_path: Path) -> None:
     expected: dict[str, Arrays] = {}
@@ -695,6 +695,6 @@ def test_the_text_names_all_there_is() -> None:
     codes = {(str(code), name) for code, name in enumerate(DTYPES)}
     assert rows == codes | variants("format/mod.rs", "RecordType") | variants("codec/mod.rs", "Encoding")
     assert f"version {_core.FORMAT_VERSION}" in text.splitlines()[0]
-    assert all(f"`{codec}`" in text for codec in _core.codecs())
+    assert all(f"`{codec}`" in text for codec in _core.codecs("shards"))
     for _, (name, size) in independent_reader.DTYPES.items():
         assert DTYPES[name] == size

@@ -50,9 +50,9 @@ def create(
 
     `path` is a new or empty directory; None for the backend `memory` alone. `backend`: `shards` (small, fast, safest),
     `lmdb`, `json` (for people to read) or `memory`. `codec`: `planes` (small, the default), `zstd` or `raw` (fastest),
-    all lossless; of `json` it is `encoding`: `text` (numbers, the default) or `base64`. `dtype`: None keeps each activation's own, `float16` or `bfloat16` packs to it, and
-    `overflow` then says what becomes of an activation with finite values beyond its range: `error`, `saturate` or
-    `keep` (it keeps its dtype).
+    all lossless; for `json` it is `encoding`: `text` (numbers, the default) or `base64`. `dtype`: None keeps each
+    activation's own, `float16` or `bfloat16` packs to it, and `overflow` then says what becomes of an activation with
+    finite values beyond its range: `error`, `saturate` or `keep` (it keeps its dtype).
     `on_conflict`, for a key that is stored with other content: `error`, `skip`, `replace` or `number` (`key#1`).
     `durability`: `commit` syncs every commit, `interval` every 2 s at most. `memory` bounds the writer's queue.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     # A mapping is invariant in its keys, so a dict of strings is none of any spelling.
     Activations = Mapping[str, Array] | Mapping[int, Array] | Mapping[PointLike, Array]
 
-__all__ = ["Writer", "WriterStats"]
+__all__ = ["Writer", "WriterStats", "position_ranges"]
 
 _LARGEST_TOKEN_ID = 2**32 - 1
 
@@ -90,7 +90,7 @@ class Writer:
             "prompt": _text("prompt", prompt),
             "response": _text("response", response),
             "prompt_length": None if prompt_length is None else _prompt_length(prompt_length, ids),
-            "positions": _ranges(positions) if positions is not None else _default_ranges(ids, rows),
+            "positions": position_ranges(positions) if positions is not None else _default_ranges(ids, rows),
             "metadata": _metadata(metadata),
             "created": time.time(),
         }
@@ -176,8 +176,8 @@ def _default_ranges(ids: list[int] | None, rows: set[int]) -> list[list[int]] | 
     return [[0, len(ids)]] if ids is not None and rows == {len(ids)} else None
 
 
-def _ranges(positions: Iterable[Any]) -> list[list[int]]:
-    """(start, stop) of each run of consecutive positions, in the order given."""
+def position_ranges(positions: Iterable[Any]) -> list[list[int]]:
+    """[start, stop] of each run of consecutive positions, in the order given: ints or (start, stop) ranges."""
     ranges: list[list[int]] = []
     try:
         for item in _plain(positions):

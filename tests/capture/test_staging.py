@@ -16,10 +16,10 @@ import actstore
 from actstore import _core
 from actstore.capture import staging
 from actstore.capture.drain import Drain, Filled, Finished, FinishedRow, Piece
-from actstore.capture.labels import runs
 from actstore.capture.selection import Tokens, Window, decoding_window, window
 from actstore.capture.staging import Stage, Tap
 from actstore.errors import ActstoreError, CaptureError, InvalidInputError, LimitExceededError, ReadOnlyError
+from actstore.writer import position_ranges
 
 DTYPES = [getattr(torch, name) for name, _ in _core.dtypes()]
 SLOT = 512
@@ -67,7 +67,7 @@ def small() -> Iterator[Rig]:
 
 
 def document(key: str, rows: int) -> str:
-    return f'{{"key": "{key}", "key_recipe": "user", "positions": {[list(run) for run in runs(range(rows))]}}}'
+    return f'{{"key": "{key}", "key_recipe": "user", "positions": {position_ranges(range(rows))}}}'
 
 
 def bits(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

@@ -49,8 +49,9 @@ def capture(
     at each of `layers` (`"all"`, `"first_half"`, `"second_half"`, ints, negative ints, ranges, fractions of depth).
     `positions`: `all`, `prompt`, `response`, `last`, or positions in the sequence, negative ones from its end; the end
     of a generation is the last token that has a row. `store`: an open store, a path (created, or appended to), or
-    None, which keeps the entries in memory. The other options are those of `actstore.create`, whose defaults hold; of a
-    store that exists they may be left out, but not differ. An eighth of `memory` stages activations (16 MiB to 128 MiB).
+    None, which keeps the entries in memory. The other options and their defaults are those of `actstore.create`; of a
+    store that exists they may be left out, but not differ. An eighth of `memory` stages activations (16 MiB to
+    128 MiB).
 
     Errors: `InvalidInputError` for layers, points, positions and options that do not exist, `CaptureError` of kind
     `unsupported_model` where no decoder blocks are found. What a call may raise: see `Recorder`.

@@ -10,8 +10,9 @@ from typing import Any, cast
 from actstore import _core
 from actstore.errors import InvalidInputError
 from actstore.metadata import dump_json
+from actstore.writer import position_ranges
 
-__all__ = ["Labels", "Text", "runs"]
+__all__ = ["Labels", "Text"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Labels:
                 "prompt": text.prompt if self.prompts is None else self.prompts[row],
                 "response": text.response,
                 "prompt_length": text.prompt_length,
-                "positions": runs(positions),
+                "positions": position_ranges(positions),
                 "metadata": {} if self.metadata is None else dict(self.metadata[row] or {}),
                 "created": time.time(),
             }
@@ -88,17 +89,6 @@ class Text:
     response: str | None
     prompt_length: int | None
     key_length: int | None
-
-
-def runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending positions as [start, stop) ranges."""
-    ranges: list[tuple[int, int]] = []
-    for position in positions:
-        if ranges and ranges[-1][1] == position:
-            ranges[-1] = (ranges[-1][0], position + 1)
-        else:
-            ranges.append((position, position + 1))
-    return ranges
 
 
 def _items(name: str, value: object, of: type, what: str, *, optional: bool = True) -> list[object] | None:
