@@ -77,7 +77,7 @@ pub fn columns(store: &Store) -> Result<Vec<Column>> {
     let own = |&(name, column_type): &(&str, ColumnType)| Column { name: name.to_owned(), column_type, field: None };
     let mut columns: Vec<_> = OWN.iter().map(own).collect();
     let mut places = std::collections::HashMap::new();
-    for key in store.reading()?.keys() {
+    for key in store.reading()?.keys()? {
         for (field, value) in document(store, &key)?.map(|document| document.metadata).unwrap_or_default() {
             let found = ColumnType::of(&value);
             let place = *places.entry(field.clone()).or_insert_with(|| {

@@ -168,7 +168,7 @@ impl Shared {
         let mut sums = Stats::default();
         let committed = self.store.commit_resolved(|backend| {
             let mut resolver = Resolver { shared: self, backend, pending: HashMap::new(), sums: &mut sums };
-            entries.into_iter().filter_map(|entry| resolver.resolve(entry)).collect()
+            entries.into_iter().filter_map(|entry| resolver.resolve(entry).transpose()).collect()
         });
         match committed {
             Ok(committed) => {
@@ -203,34 +203,35 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn content_id(&self, key: &str) -> Option<ContentId> {
-        self.pending.get(key).copied().or_else(|| self.backend.content_id(key))
+    fn content_id(&self, key: &str) -> Result<Option<ContentId>> {
+        self.pending.get(key).map_or_else(|| self.backend.content_id(key), |pending| Ok(Some(*pending)))
     }
 
-    fn resolve(&mut self, mut entry: EncodedEntry) -> Option<Operation> {
+    /// What to do with an entry; an error is the store's, which could not be asked, and ends the commit.
+    fn resolve(&mut self, mut entry: EncodedEntry) -> Result<Option<Operation>> {
         let key = entry.header.document.key().to_owned();
-        match self.content_id(&key) {
+        match self.content_id(&key)? {
             None => {}
-            Some(stored) if stored == entry.content_id => return self.duplicate(),
+            Some(stored) if stored == entry.content_id => return Ok(self.duplicate()),
             Some(_) => match self.shared.on_conflict {
-                OnConflict::Error => return self.conflict(&key),
-                OnConflict::Skip => return self.duplicate(),
+                OnConflict::Error => return Ok(self.conflict(&key)),
+                OnConflict::Skip => return Ok(self.duplicate()),
                 OnConflict::Replace => {}
-                OnConflict::Number => match self.number(&key, entry.content_id) {
+                OnConflict::Number => match self.number(&key, entry.content_id)? {
                     Some(numbered) => {
                         entry.header.document.key = Some(numbered);
                         let document = &entry.header.document;
                         if let Err(error) = check_key(document.key()).and_then(|()| document.to_json().map(drop)) {
-                            return self.refuse(error);
+                            return Ok(self.refuse(error));
                         }
                     }
-                    None => return self.duplicate(),
+                    None => return Ok(self.duplicate()),
                 },
             },
         }
         self.pending.insert(entry.header.document.key().to_owned(), entry.content_id);
         count(self.sums, &entry.header, entry.stored_bytes());
-        Some(Operation::Put(Box::new(entry)))
+        Ok(Some(Operation::Put(Box::new(entry))))
     }
 
     fn duplicate(&mut self) -> Option<Operation> {
@@ -251,16 +252,16 @@ impl Resolver<'_> {
     }
 
     /// The first free `key#n`; `None` if one of them has this content already.
-    fn number(&self, key: &str, content_id: ContentId) -> Option<String> {
+    fn number(&self, key: &str, content_id: ContentId) -> Result<Option<String>> {
         for n in 1u64.. {
             let numbered = format!("{key}#{n}");
-            match self.content_id(&numbered) {
-                None => return Some(numbered),
-                Some(stored) if stored == content_id => return None,
+            match self.content_id(&numbered)? {
+                None => return Ok(Some(numbered)),
+                Some(stored) if stored == content_id => return Ok(None),
                 Some(_) => {}
             }
         }
-        None
+        Ok(None)
     }
 }
 

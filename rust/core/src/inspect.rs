@@ -61,7 +61,7 @@ impl DtypeOrder {
 pub fn info(store: &Store) -> Result<Info> {
     let backend = store.reading()?;
     let mut info = Info { file_bytes: backend.file_bytes()?, ..Info::default() };
-    for key in backend.keys() {
+    for key in backend.keys()? {
         match backend.entry(&key) {
             Ok(Some(entry)) => add(&mut info, entry.as_ref()),
             Ok(None) => {}
@@ -120,7 +120,7 @@ const STEP: usize = 64;
 /// the scan with an error.
 pub fn verify(store: &Store, mut progress: impl FnMut(u64, u64) -> Result<()>) -> Result<Report> {
     let backend = store.reading()?;
-    let keys = backend.keys();
+    let keys = backend.keys()?;
     let mut report = Report::default();
     for some in keys.chunks(STEP) {
         let checked: Vec<_> =

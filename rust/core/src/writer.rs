@@ -259,7 +259,10 @@ fn models_of(draft: &Draft, models: &Models) -> Models {
 fn adopt_models(store: &Store) -> Result<()> {
     let mut models = lock(store.models());
     let backend = store.writing()?;
-    let Some(last) = models.is_empty().then(|| backend.last_key()).flatten() else { return Ok(()) };
+    if !models.is_empty() {
+        return Ok(());
+    }
+    let Some(last) = backend.last_key()? else { return Ok(()) };
     // A damaged last entry only means that models are fitted anew.
     let Ok(Some(entry)) = backend.entry(&last) else { return Ok(()) };
     for activation in &entry.header().activations {

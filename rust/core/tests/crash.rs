@@ -247,7 +247,7 @@ fn check(root: &Path, progress: &Progress, case: &str) {
             return;
         }
     };
-    let present: Vec<_> = store.reading().unwrap().keys().iter().map(ToString::to_string).collect();
+    let present: Vec<_> = store.reading().unwrap().keys().unwrap().iter().map(ToString::to_string).collect();
     let found = |n: u64| version(&store, n);
     for n in 0..9 {
         let allowed = [
@@ -271,7 +271,7 @@ fn check(root: &Path, progress: &Progress, case: &str) {
     let again = Store::open(root, false, MEMORY).unwrap();
     assert!(again.reading().unwrap().damage().is_empty(), "{case}");
     holds(&again, 99, 7).unwrap();
-    assert_eq!(again.reading().unwrap().len(), present.len() + 1);
+    assert_eq!(again.reading().unwrap().len().unwrap(), present.len() + 1);
 }
 
 fn cut_everywhere(durability: &str) {

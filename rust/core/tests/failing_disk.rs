@@ -151,7 +151,7 @@ fn the_first_failure_of_a_session_is_kept() {
         assert_eq!(writer.put(draft(2, 0)).unwrap_err().kind(), Kind::StorageFull);
     }
     assert_eq!(writer.close().unwrap_err().kind(), Kind::StorageFull);
-    assert_eq!(store.reading().unwrap().len(), 0);
+    assert_eq!(store.reading().unwrap().len().unwrap(), 0);
     put(&store, [draft(2, 0)]).unwrap();
     holds(&store, 2, 0).unwrap();
 }

@@ -25,7 +25,10 @@ struct Batches {
 }
 
 pub(crate) fn stream(py: Python<'_>, store: Arc<Store>, columns: Vec<Column>) -> PyResult<Bound<'_, PyCapsule>> {
-    let keys = store.reading().map_err(crate::errors::Failure::from)?.keys().into_iter();
+    let keys = py
+        .detach(|| store.reading().and_then(|backend| backend.keys()))
+        .map_err(crate::errors::Failure::from)?
+        .into_iter();
     let fields: Vec<_> =
         columns.iter().map(|column| Field::new(&column.name, data_type(column.column_type), true)).collect();
     let batches = Batches { store, columns, schema: Arc::new(Schema::new(fields)), keys };

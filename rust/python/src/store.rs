@@ -85,16 +85,17 @@ impl PyStore {
         Ok(self.store.reading()?.damage().iter().map(ToString::to_string).collect())
     }
 
-    fn __len__(&self) -> Outcome<usize> {
-        Ok(self.store.reading()?.len())
+    fn __len__(&self, py: Python<'_>) -> Outcome<usize> {
+        Ok(py.detach(|| self.store.reading().and_then(|backend| backend.len()))?)
     }
 
-    fn __contains__(&self, key: &str) -> Outcome<bool> {
-        Ok(self.store.reading()?.content_id(key).is_some())
+    fn __contains__(&self, py: Python<'_>, key: &str) -> Outcome<bool> {
+        let found = py.detach(|| self.store.reading().and_then(|backend| backend.content_id(key)))?;
+        Ok(found.is_some())
     }
 
     fn keys(&self, py: Python<'_>) -> Outcome<Vec<String>> {
-        let keys = py.detach(|| self.store.reading().map(|backend| backend.keys()))?;
+        let keys = py.detach(|| self.store.reading().and_then(|backend| backend.keys()))?;
         Ok(keys.iter().map(ToString::to_string).collect())
     }
 
@@ -105,7 +106,7 @@ impl PyStore {
 
     fn documents(&self, py: Python<'_>) -> Outcome<Vec<String>> {
         py.detach(|| {
-            let keys = self.store.reading()?.keys();
+            let keys = self.store.reading()?.keys()?;
             let document = |key: &Arc<str>| self.store.entry(key)?.header().document.to_public_json();
             Ok(keys.iter().map(document).collect::<actstore::error::Result<_>>()?)
         })

@@ -67,7 +67,7 @@ pub(super) fn assert_holds(store: &Store, key: &str, seed: u8) {
 }
 
 pub(super) fn keys(store: &Store) -> Vec<String> {
-    store.reading().unwrap().keys().iter().map(ToString::to_string).collect()
+    store.reading().unwrap().keys().unwrap().iter().map(ToString::to_string).collect()
 }
 
 /// Makes a store of a backend, and opens it again where it outlives its handle.

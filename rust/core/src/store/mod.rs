@@ -87,17 +87,17 @@ pub trait Backend: Send + Sync {
     /// Makes every earlier commit durable, whatever the level of durability.
     fn sync(&self) -> Result<()>;
     /// Keys in the order of writing.
-    fn keys(&self) -> Vec<Arc<str>>;
+    fn keys(&self) -> Result<Vec<Arc<str>>>;
     /// The key written last.
-    fn last_key(&self) -> Option<Arc<str>>;
+    fn last_key(&self) -> Result<Option<Arc<str>>>;
     /// Number of entries.
-    fn len(&self) -> usize;
+    fn len(&self) -> Result<usize>;
     /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
+    fn is_empty(&self) -> Result<bool> {
+        self.len().map(|entries| entries == 0)
     }
     /// Content id of a key, without reading the entry.
-    fn content_id(&self, key: &str) -> Option<ContentId>;
+    fn content_id(&self, key: &str) -> Result<Option<ContentId>>;
     /// The entry of a key; checks its header.
     fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>>;
     /// Bytes of all files.
@@ -314,10 +314,13 @@ impl Store {
     }
 
     /// Applies operations as one commit, after `resolve` has looked at what is stored.
-    pub(crate) fn commit_resolved(&self, resolve: impl FnOnce(&dyn Backend) -> Vec<Operation>) -> Result<Committed> {
+    pub(crate) fn commit_resolved(
+        &self,
+        resolve: impl FnOnce(&dyn Backend) -> Result<Vec<Operation>>,
+    ) -> Result<Committed> {
         let _held = lock(&self.commit_lock);
         let backend = self.writing()?;
-        let operations = resolve(backend);
+        let operations = resolve(backend)?;
         if operations.is_empty() { Ok(Committed::default()) } else { backend.commit(operations) }
     }
 
@@ -334,10 +337,13 @@ impl Store {
                 damage.kind(),
                 format!("`{key}` is not among the entries that the damaged store can read: {damage}"),
             ),
-            None => Error::new(
-                Kind::NoSuchKey,
-                format!("no entry `{key}` in the store `{}` of {} entries", self.shown(), backend.len()),
-            ),
+            None => match backend.len() {
+                Ok(entries) => {
+                    let message = format!("no entry `{key}` in the store `{}` of {entries} entries", self.shown());
+                    Error::new(Kind::NoSuchKey, message)
+                }
+                Err(error) => error,
+            },
         }
     }
 
@@ -346,11 +352,14 @@ impl Store {
         let mut deleted = 0;
         for some in keys.chunks(DELETES) {
             self.commit_resolved(|backend| {
-                let mut found: Vec<_> = some.iter().filter(|key| backend.content_id(key).is_some()).collect();
+                let mut found = Vec::with_capacity(some.len());
+                for key in some {
+                    found.extend(backend.content_id(key)?.map(|_| key));
+                }
                 found.sort_unstable();
                 found.dedup();
                 deleted += found.len() as u64;
-                found.into_iter().map(|key| Operation::Delete(key.clone())).collect()
+                Ok(found.into_iter().map(|key| Operation::Delete(key.clone())).collect())
             })?;
         }
         self.writing()?.sync()?;

@@ -286,20 +286,20 @@ impl Backend for Shards {
         self.sync_current(&mut state).map(drop)
     }
 
-    fn keys(&self) -> Vec<Arc<str>> {
-        self.index().keys()
+    fn keys(&self) -> Result<Vec<Arc<str>>> {
+        Ok(self.index().keys())
     }
 
-    fn last_key(&self) -> Option<Arc<str>> {
-        self.index().last_key()
+    fn last_key(&self) -> Result<Option<Arc<str>>> {
+        Ok(self.index().last_key())
     }
 
-    fn len(&self) -> usize {
-        self.index().len()
+    fn len(&self) -> Result<usize> {
+        Ok(self.index().len())
     }
 
-    fn content_id(&self, key: &str) -> Option<ContentId> {
-        self.index().get(key).map(|located| located.content_id)
+    fn content_id(&self, key: &str) -> Result<Option<ContentId>> {
+        Ok(self.index().get(key).map(|located| located.content_id))
     }
 
     fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>> {
