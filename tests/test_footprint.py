@@ -91,3 +91,45 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
     _, few = peak_of(2000, tmp_path / "few")
     _, many = peak_of(20_000, tmp_path / "many")
     assert many <= 1.1 * few, f"{few} kB for 2,000 entries, {many} kB for 20,000"
+
+
+def test_an_entry_of_json_is_held_once(tmp_path: Path) -> None:
+    """Writing and reading an entry takes 1.2 times its bytes and 64 MB at most, the caller's own arrays not counted."""
+    script = """
+        import sys, threading
+        import numpy as np
+        import actstore
+
+        def anonymous_kilobytes():
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+        random = np.random.default_rng(0)
+        arrays = {layer: random.standard_normal((6000, 1000)).astype(np.float16) for layer in range(8)}
+        raw = sum(array.nbytes for array in arrays.values())
+        before = peak = anonymous_kilobytes()
+        stopped = threading.Event()
+
+        def watch():
+            global peak
+            while not stopped.wait(0.002):
+                peak = max(peak, anonymous_kilobytes())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with actstore.create(sys.argv[1], "json") as store:
+            store.put(key="large", activations=arrays)
+        written, peak = peak - before, anonymous_kilobytes()
+        with actstore.open(sys.argv[1]) as store:
+            entry = store["large"]
+            read = {point: entry.numpy(point) for point in entry}
+        stopped.set()
+        watcher.join()
+        assert all(np.array_equal(read[f"blocks.{layer}.hook_resid_post"], array) for layer, array in arrays.items())
+        print(raw // 1024, written, peak - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    raw, written, read = map(int, done.stdout.split())
+    assert written <= 1.2 * raw + 64_000, f"{written} kB to write {raw} kB"
+    assert read <= 1.2 * raw + 64_000, f"{read} kB to read {raw} kB"

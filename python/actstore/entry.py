@@ -23,6 +23,9 @@ __all__ = ["Entry", "key_of_ids", "key_of_prompt"]
 class Entry:
     """A prompt with its response, token ids, metadata and activations. Stays valid while its store is open.
 
+    Once the entry is replaced or deleted, its activations are what they were or, in `lmdb` and `json`, refused as
+    `no_such_key`; they are never another entry's.
+
     `entry["resid_post.12"]` is a tensor of shape [positions, d]: torch where torch is installed, else NumPy. Hook
     points go by any spelling of `actstore.hook_points`. Nothing of an activation is read before it is asked for.
     """

@@ -72,9 +72,13 @@ def demo(
         Path | None, typer.Option(help="New directory for the stores; a temporary one by default.")
     ] = None,
 ) -> None:
-    """Capture a tiny model while it answers questions, read everything back and compare it bit for bit."""
+    """Capture a tiny model while it answers questions, read everything back and compare it bit for bit.
+
+    One of the stores then goes through every other format and back, and is compared again.
+    """
     import actstore
     from actstore.cli.models import quiet_transformers
+    from actstore.cli.round_trip import carry, print_round_trip
 
     if store is not None and store.exists() and any(store.iterdir()):
         raise AlreadyExistsError("store_exists", f"`{store}` is not empty; give a new directory")
@@ -85,8 +89,11 @@ def demo(
     with quiet_transformers(), Progress(2 * len(asked), "questions", shown=context.obj.progress) as progress:
         run = _Run(model, tokenizer, asked, progress)
         results = [run.capture(side, directory / side) for side in ("left", "right")]
-    _report(results, asked[0].id)
-    if any(result.hooks.mismatches or result.hidden_states.mismatches for result in results):
+    _report(results)
+    trip = carry(results[0].store, directory / "migrated")
+    print_round_trip(trip)
+    _report_stores([result.store for result in results], asked[0].id)
+    if trip.mismatches or any(result.hooks.mismatches or result.hidden_states.mismatches for result in results):
         raise typer.Exit(1)
     if max(result.difference for result in results) > _TOLERANCE:
         raise typer.Exit(1)
@@ -188,7 +195,7 @@ def _metadata(question: Question, side: str) -> dict[str, Any]:
     }
 
 
-def _report(results: list[_Result], example_key: str) -> None:
+def _report(results: list[_Result]) -> None:
     rows = [
         ("entries", *(f"{result.stats.entries:,}" for result in results)),
         ("tokens", *(f"{result.stats.tokens:,}" for result in results)),
@@ -209,9 +216,12 @@ def _report(results: list[_Result], example_key: str) -> None:
                    f" {verdict} the tolerance of {_TOLERANCE}")  # fmt: skip
     answers = ", ".join(f"{sum(right)}/{len(right)} {group}" for group, right in results[0].right.items())
     typer.echo(f"answered right, padded on the left: {answers}")
-    for result in results:
-        typer.echo(f"store: {result.store}")
-    first = results[0].store
+
+
+def _report_stores(stores: list[Path], example_key: str) -> None:
+    for store in stores:
+        typer.echo(f"store: {store}")
+    first = stores[0]
     for number, arguments in enumerate((f"info {first}", f"show {first} {example_key}", f"verify {first}")):
         typer.echo(f"{'     ' if number else 'next:'} actstore-cli {arguments}")
 
