@@ -80,11 +80,11 @@ pub enum RecordType {
     /// In a log: how much of a shard is durable.
     Extent = 8,
     /// In an LMDB store: the place of an entry's row.
-    Key = 9,
+    Key = 128,
     /// In an LMDB store: a row of the index.
-    Index = 10,
+    Index = 129,
     /// In an LMDB store: numbers not given out yet.
-    Next = 11,
+    Next = 130,
 }
 
 impl RecordType {

@@ -183,7 +183,7 @@ impl Environment {
     }
 
     /// Writes within one transaction, begun and committed here: on another thread LMDB's lock would stay taken. Where the
-    /// map is too small, it grows and `apply` is called again, on a new transaction. `bytes` is what it will about write.
+    /// map is too small, it grows and `apply` is called again, on a new transaction. `bytes` is about what it writes.
     pub(super) fn write<T>(
         &self,
         bytes: u64,
@@ -242,6 +242,8 @@ impl Environment {
             Error::new(Kind::LimitExceeded, message)
         };
         let size = size(old).ok_or_else(too_large)?;
+        // Readers that died may be why no page was free. Whether they are found is not what this is about.
+        let _cleared = opened.env.clear_stale_readers();
         // SAFETY: no transaction of this process is open, and so no slice of the map: both live only while the gate is
         // held by whoever reads or writes, and it is held here alone.
         match unsafe { opened.env.resize(size) } {

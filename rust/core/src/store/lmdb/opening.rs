@@ -85,17 +85,20 @@ fn check_file(root: &Path, writable: bool) -> Result<()> {
     let path = root.join(DATA);
     let is_written = || Ok(!writable && Lock::is_held(&root.join(WRITER_LOCK))?);
     for _ in 0..LOOKS {
-        let file = DataFile::open(&path)?;
-        if is_written()? {
-            return Ok(());
-        }
+        let file = match DataFile::open(&path) {
+            Ok(_) if is_written()? => return Ok(()),
+            Ok(file) => file,
+            // Its first pages may be those that are being written.
+            Err(_) if is_written()? => continue,
+            Err(error) => return Err(error),
+        };
         let Err(error) = file.walk(writable).and_then(|()| has_manifest(&file, root)) else { return Ok(()) };
         let moved_on = DataFile::open(&path).is_ok_and(|again| again.txnid() != file.txnid());
         if !moved_on && !is_written()? {
             return Err(error);
         }
     }
-    Ok(())
+    DataFile::open(&path).map(drop)
 }
 
 fn has_manifest(file: &DataFile, root: &Path) -> Result<()> {
