@@ -1,6 +1,7 @@
 //! What a backend must do, the one table of backends, and the store that users open.
 
 mod index;
+mod lmdb;
 pub mod memory;
 mod root;
 pub mod shards;
