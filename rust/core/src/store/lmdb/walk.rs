@@ -683,14 +683,159 @@ mod tests {
         let cuts = (0..bytes.len()).step_by(PAGE).flat_map(|at| [at, at + 1 + noise.below(PAGE - 1)]);
         for length in cuts.collect::<Vec<_>>() {
             let copy = Copy::of(&bytes[..length]);
+            if copy.walk(false).is_ok() {
+                assert_eq!(copy.read().unwrap(), contents);
+            }
             match copy.walk(true) {
-                Ok(_) => {
-                    assert_eq!(copy.read().unwrap(), contents);
-                    copy.rewrite(&contents).unwrap();
-                }
+                Ok(_) => copy.rewrite(&contents).unwrap(),
                 Err(e) => assert!(matches!(e.kind(), Kind::Truncated | Kind::NotAStore), "{length}: {e}"),
             }
         }
+    }
+
+    /// A sample to change in one place.
+    struct Damage {
+        bytes: Vec<u8>,
+        contents: Contents,
+    }
+
+    impl Damage {
+        fn at(&self, page: u64, at: usize) -> usize {
+            usize::try_from(page).unwrap() * PAGE + at
+        }
+
+        fn pointer(&self, page: u64, index: usize) -> usize {
+            usize::from(u16_at(&self.bytes, self.at(page, 16 + 2 * index)).unwrap())
+        }
+
+        /// Offset of a node in the file.
+        fn node(&self, page: u64, index: usize) -> usize {
+            self.at(page, self.pointer(page, index))
+        }
+
+        fn changed(&self, offset: usize, new: &[u8]) -> Vec<u8> {
+            let mut bytes = self.bytes.clone();
+            bytes[offset..][..new.len()].copy_from_slice(new);
+            bytes
+        }
+
+        /// Changes bytes, and sees the thorough walk refuse them.
+        fn refused(&self, offset: usize, new: &[u8], message: &str) {
+            let bytes = self.changed(offset, new);
+            check_damaged(&bytes, &self.contents, message);
+            let error = Copy::of(&bytes).walk(true).unwrap_err();
+            assert!(error.to_string().contains(message), "`{error}` and not `{message}`");
+        }
+
+        /// Changes bytes, and sees both walks refuse them.
+        fn refused_at_once(&self, offset: usize, new: &[u8], message: &str) {
+            self.refused(offset, new, message);
+            let error = Copy::of(&self.changed(offset, new)).walk(false).unwrap_err();
+            assert!(error.to_string().contains(message), "`{error}` and not `{message}`");
+        }
+    }
+
+    /// A sample with the numbers of a branch above leaves, of one of these leaves, and of the last leaf of the free list.
+    fn damage() -> (Damage, u64, u64, u64) {
+        let (bytes, contents) = sample(3, 24);
+        let copy = Copy::of(&bytes);
+        let file = copy.open().unwrap();
+        let found = file.find(&file.meta.main, Role::Main, b"entries").unwrap();
+        let Some((_, Node { content: Content::Tree(tree), .. })) = found else { panic!("{found:?}") };
+        let child = |page: &Page, index: usize| match page.nodes[index].content {
+            Content::Child(number) => number,
+            _ => panic!("a leaf"),
+        };
+        let mut branch = tree.root.unwrap();
+        for levels in (3..=tree.depth).rev() {
+            branch = child(&file.page(branch, levels, Role::Named).unwrap(), 0);
+        }
+        let leaf = child(&file.page(branch, 2, Role::Named).unwrap(), 1);
+        let mut free = file.meta.free_list.root.unwrap();
+        for levels in (2..=file.meta.free_list.depth).rev() {
+            free = child(&file.page(free, levels, Role::FreeList).unwrap(), 0);
+        }
+        (Damage { bytes, contents }, branch, leaf, free)
+    }
+
+    #[test]
+    fn damage_of_a_page_is_named() {
+        let (d, branch, leaf, _) = damage();
+        let header = |at| d.at(leaf, at);
+        d.refused_at_once(
+            header(0),
+            &(leaf ^ 1).to_le_bytes(),
+            &format!("page {leaf}: says that it is page `{}`", leaf ^ 1),
+        );
+        d.refused_at_once(header(10), &[0x12], "has the flags `0x0012`, which no page of a tree has");
+        d.refused_at_once(header(10), &[0x22], "of a database with several values a key");
+        d.refused_at_once(header(12), &[0xf0, 0xff], "its free space from `65520`");
+        d.refused_at_once(header(14), &[0, 0], "its free space from");
+        d.refused_at_once(header(12), &[16, 0], "has `0` nodes, and needs `1`");
+        d.refused_at_once(d.at(branch, 12), &[18, 0], "has `1` nodes, and needs `2`");
+        let pointers = [1, 0].map(|index| u16::try_from(d.pointer(leaf, index)).unwrap().to_le_bytes());
+        d.refused_at_once(header(16), &pointers.concat(), "its keys are not in ascending order");
+        d.refused_at_once(header(16), &pointers[0], "its nodes overlap, or leave gaps");
+        d.refused_at_once(header(16), &[0xfe, 0xff], "node `0`: `2` bytes at `65536` lie beyond its end");
+        d.refused_at_once(d.node(leaf, 0) + 6, &[88, 2], "node `0`: a key of `600` bytes");
+        d.refused_at_once(d.node(leaf, 0) + 6, &[0, 0], "node `0`: a key of `0` bytes");
+        d.refused_at_once(d.node(leaf, 0) + 4, &[8], "node `0`: has the flags `0x0008`, which no value has");
+        d.refused_at_once(d.node(leaf, 0) + 4, &[2], "node `0`: has the flags `0x0002`, which no value has");
+    }
+
+    #[test]
+    fn damage_between_pages_is_named() {
+        let (d, branch, _, free) = damage();
+        let (second, third) = (d.node(branch, 1), d.node(branch, 2));
+        d.refused_at_once(second, &d.bytes[d.node(branch, 0)..][..6], "is used twice");
+        d.refused_at_once(second, &d.bytes[third..third + 6], "has a key that its parent does not lead to");
+        let separator = usize::from(u16_at(&d.bytes, second + 6).unwrap());
+        d.refused_at_once(second + 7 + separator, b"~", "has a key that its parent does not lead to");
+        d.refused_at_once(second, &branch.to_le_bytes()[..6], "is not at the depth that its tree has");
+        d.refused_at_once(second, &[1, 0], "page 1: is not among the pages from `2`");
+        let numbers = &structure(&d.bytes)[3];
+        let value = |index: usize| u64_at(&d.bytes, numbers[8 * index]).unwrap();
+        d.refused_at_once(numbers[0], &value(1).to_le_bytes(), "is used twice");
+        d.refused_at_once(numbers[0], &[0, 0, 0, 1], "is not among the pages from `2`");
+        d.refused(d.at(value(0), 12), &[0], "does not begin a value");
+        d.refused(d.at(value(0), 0), &(value(0) ^ 1).to_le_bytes(), "does not begin a value");
+        d.refused(d.at(value(0), 10), &[2], "does not begin a value");
+        let record = d.node(free, 0);
+        d.refused(record + 8, &[0; 8], "has free pages of transaction `0`, which was never");
+        d.refused(record + 16, &[255, 255], "`65535` free pages in a value of");
+        d.refused(record + 24, &[1, 0, 0, 0], "free page `1` is out of order or range");
+        d.refused(record + 24, &[0, 0, 0, 1], "free page `16777216` is out of order or range");
+        let last = record + 16 + 8 * usize::try_from(u64_at(&d.bytes, record + 16).unwrap()).unwrap();
+        let used = structure(&d.bytes)[0][0] / PAGE;
+        assert!((used as u64) < u64_at(&d.bytes, last).unwrap());
+        d.refused(last, &(used as u64).to_le_bytes(), &format!("page {used}: is used twice"));
+    }
+
+    #[test]
+    fn damage_of_a_meta_page_is_named() {
+        let (d, ..) = damage();
+        let txnid = Copy::of(&d.bytes).open().unwrap().txnid();
+        let at = |at| d.at(txnid % 2, at);
+        let plus = |offset: usize, n: u64| (u64_at(&d.bytes, offset).unwrap() + n).to_le_bytes();
+        d.refused_at_once(at(144), &plus(at(144), 1), "is never written here");
+        d.refused_at_once(at(144), &plus(at(144), 2), "contradict each other");
+        d.refused_at_once(at(136), &[0xff; 8], "a root lies beyond the last page");
+        d.refused_at_once(at(136), &[2, 0], "a root lies beyond the last page, `2`");
+        d.refused_at_once(at(136), &[0, 0, 0, 1], "that were committed");
+        d.refused_at_once(at(10), &[0x18], "is no meta page");
+        d.refused_at_once(d.at(1, 20), &[2], "page 1: has another format than the first page");
+        d.refused_at_once(40, &[0, 2], "page 0: pages of `512` bytes");
+        d.refused_at_once(40, &[0, 0x30], "page 0: pages of `12288` bytes");
+        d.refused_at_once(at(44), &[0x0c], "the free list has the flags `0x000c`");
+        d.refused_at_once(at(92), &[4], "a database has the flags `0x0004`");
+        d.refused_at_once(at(94), &[33], "a tree has the impossible depth `33`");
+        d.refused_at_once(at(94), &[0], "a tree has the impossible depth `0`");
+        d.refused_at_once(at(128), &[0xff; 8], "with pages or entries has no root");
+        d.refused_at_once(at(94), &[9], "is not at the depth that its tree has");
+        for count in [96, 104, 120] {
+            d.refused_at_once(at(count), &plus(at(count), 1), "and should have");
+        }
+        d.refused(at(112), &plus(at(112), 1), "and should have");
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Page {
         let flags = u16_at(&self.bytes, at + 4)?;
         let start = at + NODE_BYTES;
         let key = start..start + usize::from(u16_at(&self.bytes, at + 6)?);
-        // The first key of a branch bounds nothing: LMDB neither reads it nor keeps it up to date.
+        // The first key of a branch bounds nothing: LMDB leaves it empty and never compares it.
         if self.leaf || index > 0 {
             role.check_key(key.len())?;
         }
