@@ -269,10 +269,10 @@ impl Lock {
 
     /// Whether a writer, of this process or another, has the lock at `path`. Makes no file.
     pub fn is_held(path: &Path) -> Result<bool> {
-        let file = match options(OpenOptions::new().read(true)).open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(refuse_link("look at the lock", path, e)),
+        let file = match ReadFile::open(path) {
+            Ok(file) => file.file,
+            Err(error) if error.kind() == Kind::MissingFile => return Ok(false),
+            Err(error) => return Err(error),
         };
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(false),
