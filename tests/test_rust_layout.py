@@ -23,7 +23,7 @@ LAYERS = (
 )
 """Bottom to top: a module may use those of lower layers, and itself."""
 
-UNSAFE = {"core/src/staging.rs", "python/src/buffer.rs"}
+UNSAFE = {"core/src/staging.rs", "core/src/store/lmdb/environment.rs", "python/src/buffer.rs"}
 
 
 def sources(folder: Path) -> list[Path]:
@@ -65,7 +65,7 @@ def test_unsafe_is_where_the_design_allows_it_and_says_why() -> None:
 
 
 def test_only_files_rs_changes_files() -> None:
-    changing = r"\bFile::create|OpenOptions|fs::(write|rename|remove|create_dir)|set_len|sync_(all|data)"
+    changing = r"\bFile::create|\bOpenOptions|fs::(write|rename|remove|create_dir)|set_len|sync_(all|data)"
     assert [str(s.relative_to(CORE)) for s in sources(CORE) if re.search(changing, without_tests(s))] == ["files.rs"]
 
 

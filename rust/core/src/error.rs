@@ -53,7 +53,7 @@ kinds! {
     StorageIo = "storage_io", "The operating system refused to read or write.";
     Locked = "locked", "Another process writes to the store.";
     AlreadyOpen = "already_open", "This process already has the store open for writing.";
-    ForkedHandle = "forked_handle", "A writing handle used in a forked child.";
+    ForkedHandle = "forked_handle", "A handle used in a forked child that is of use to its parent only: a writing one, or one in use at the fork.";
     WriterFailed = "writer_failed", "An earlier background failure ended the writer.";
     LimitExceeded = "limit_exceeded", "Larger than a limit allows.";
 }

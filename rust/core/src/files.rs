@@ -6,14 +6,18 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{Advice, FlockOperation, OFlags, fadvise, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags, fadvise, fallocate, flock};
 
 use crate::error::{Error, Kind, Result};
 
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 const MOST_PARTS: usize = 1024;
+/// How often, and how long, a lock that is held is tried again.
+const LOOKS: usize = 5;
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Changes to files and directories.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -29,6 +33,23 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> Result<()>;
+}
+
+/// Gives a file its disk space, an empty one `length` bytes of it: whoever writes to a page through a map is killed where
+/// no space is left for it. Changes nothing that is in the file, which others may have open.
+pub fn reserve(path: &Path, length: u64) -> Result<()> {
+    let failed = |e: io::Error| refuse_link("make room in", path, e);
+    let file =
+        options(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(path).map_err(failed)?;
+    let taken = match file.metadata().map_err(failed)?.len() {
+        0 => fallocate(&file, FallocateFlags::empty(), 0, length),
+        present => fallocate(&file, FallocateFlags::KEEP_SIZE, 0, present),
+    };
+    match taken {
+        // Some file systems cannot: space is then given page by page, as ever.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        Err(e) => Err(failed(e.into())),
+    }
 }
 
 /// A file that grows at its end.
@@ -234,7 +255,7 @@ impl Lock {
         let mut file = options(OpenOptions::new().read(true).write(true).create(true).truncate(false))
             .open(path)
             .map_err(|e| refuse_link("lock", path, e))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match retried(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
             Ok(()) => {
                 let holder = format!("{}\n", std::process::id());
                 let write = |file: &mut File| file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
@@ -245,6 +266,31 @@ impl Lock {
             Err(e) => Err(Error::io("lock", path, e.into())),
         }
     }
+
+    /// Whether a writer, of this process or another, has the lock at `path`. Makes no file.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let file = match ReadFile::open(path) {
+            Ok(file) => file.file,
+            Err(error) if error.kind() == Kind::MissingFile => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(e) => Err(Error::io("look at the lock", path, e.into())),
+        }
+    }
+}
+
+/// Takes a lock that somebody may have for a moment only: [`Lock::is_held`] takes it to see whether it is free.
+fn retried(take: impl Fn() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    for _ in 0..LOOKS {
+        match take() {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOOK),
+            taken => return taken,
+        }
+    }
+    take()
 }
 
 fn held(path: &Path, root: &Path) -> Error {
@@ -294,12 +340,27 @@ mod tests {
     }
 
     #[test]
+    fn room_is_made_without_touching_what_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        reserve(&path, 5000).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![0; 5000]);
+        std::fs::write(&path, b"theirs").unwrap();
+        reserve(&path, 5000).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+    }
+
+    #[test]
     fn a_lock_has_one_holder() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0.lock");
         let lock = Lock::acquire(&path, directory.path()).unwrap();
         assert_eq!(Lock::acquire(&path, directory.path()).unwrap_err().kind(), Kind::AlreadyOpen);
+        assert!(Lock::is_held(&path).unwrap());
         drop(lock);
+        assert!(!Lock::is_held(&path).unwrap());
+        assert!(!Lock::is_held(&directory.path().join("none")).unwrap());
+        assert!(!directory.path().join("none").exists());
         assert!(Lock::acquire(&path, directory.path()).is_ok());
     }
 }

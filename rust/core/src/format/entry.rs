@@ -187,7 +187,8 @@ impl EntryHeader {
     }
 }
 
-/// Payload of an `entry` record of a shard: which entry it is, where its chunks begin in the shard, and its header.
+/// Payload of an `entry` record: which entry it is, where its chunks begin in the shard, and its header. In an LMDB
+/// store, where chunks have keys, there are no offsets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryRecord<'a> {
     /// What the entry holds; here too, so that entries tell of themselves where a commit is lost.

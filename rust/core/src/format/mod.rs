@@ -3,6 +3,7 @@
 
 mod commit;
 mod entry;
+pub mod lmdb;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
@@ -78,11 +79,28 @@ pub enum RecordType {
     Manifest = 7,
     /// In a log: how much of a shard is durable.
     Extent = 8,
+    /// In an LMDB store: the place of an entry's row.
+    Key = 128,
+    /// In an LMDB store: a row of the index.
+    Index = 129,
+    /// In an LMDB store: numbers not given out yet.
+    Next = 130,
 }
 
 impl RecordType {
-    const ALL: [Self; 8] =
-        [Self::Head, Self::Data, Self::Entry, Self::Model, Self::Commit, Self::Seal, Self::Manifest, Self::Extent];
+    const ALL: [Self; 11] = [
+        Self::Head,
+        Self::Data,
+        Self::Entry,
+        Self::Model,
+        Self::Commit,
+        Self::Seal,
+        Self::Manifest,
+        Self::Extent,
+        Self::Key,
+        Self::Index,
+        Self::Next,
+    ];
 
     fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|t| *t as u8 == code)

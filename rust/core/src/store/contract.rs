@@ -242,3 +242,8 @@ fn memory() {
 fn shards() {
     run("shards", true);
 }
+
+#[test]
+fn lmdb() {
+    run("lmdb", true);
+}

@@ -1,0 +1,180 @@
+//! Reading the entries of an LMDB store, each read in a short transaction of its own.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::environment::Environment;
+use super::failure::Failure;
+use super::tables::{MODEL_COPIES, View};
+use crate::codec::{Model, ModelId};
+use crate::entry::ContentId;
+use crate::error::{Error, Kind, Result};
+use crate::format::lmdb::{ChunkKey, IndexRow, PIECE_BYTES, model_key, number_key};
+use crate::format::{EntryHeader, EntryRecord, RecordType, malformed, size};
+use crate::store::Stored;
+
+/// What the handle of a store and its entries have in common.
+pub(super) struct Shared {
+    pub(super) environment: Arc<Environment>,
+    /// First bytes of the store id.
+    pub(super) store: u64,
+    /// Models read so far. Replaced, never locked: a lock held at a fork would never be released in the child.
+    models: ArcSwap<HashMap<ModelId, Arc<Model>>>,
+}
+
+impl Shared {
+    pub(super) fn new(environment: Arc<Environment>, store: u64) -> Self {
+        Self { environment, store, models: ArcSwap::default() }
+    }
+
+    /// Reads within one transaction.
+    pub(super) fn read<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, Failure>) -> Result<T> {
+        self.environment.read(|txn, tables| f(&View { txn, tables, store: self.store }))
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        if let Some(model) = self.models.load().get(id) {
+            return Ok(model.clone());
+        }
+        let model = Arc::new(self.read(|view| read_model(view, id))?);
+        self.models.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.insert(*id, model.clone());
+            known
+        });
+        Ok(model)
+    }
+}
+
+/// The first copy of a model that is whole.
+fn read_model(view: &View<'_>, id: &ModelId) -> Result<Model, Failure> {
+    let mut failed = malformed("frames name a model that the store does not have");
+    for copy in 0..MODEL_COPIES {
+        match view.value(view.tables.models, &model_key(id, copy), RecordType::Model, copy.into()) {
+            Ok(Some(bytes)) => {
+                let model = Model::new(bytes.to_vec());
+                if model.id() == *id {
+                    return Ok(model);
+                }
+                failed = malformed("a model is not the one it is said to be");
+            }
+            Ok(None) => {}
+            Err(Failure::Ours(error)) => failed = error,
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(failed.into())
+}
+
+/// The header of the entry that a row of the index is about.
+pub(super) fn read_header(view: &View<'_>, row: &IndexRow<'_>) -> Result<EntryHeader, Failure> {
+    let record = view.value(view.tables.entries, &number_key(row.id), RecordType::Entry, row.id)?;
+    let record = EntryRecord::decode(record.ok_or_else(|| malformed("its record is missing"))?)?;
+    let header = EntryHeader::decode(record.header)?;
+    if header.document.key() != row.key || record.content_id != row.content_id || !record.offsets.is_empty() {
+        return Err(malformed("its record is another entry's").into());
+    }
+    Ok(header)
+}
+
+/// An entry as it was when it was looked up.
+pub(super) struct LmdbEntry {
+    shared: Arc<Shared>,
+    header: EntryHeader,
+    content_id: ContentId,
+    id: u64,
+}
+
+impl LmdbEntry {
+    pub(super) fn find(shared: &Arc<Shared>, key: &str) -> Result<Option<Self>> {
+        shared.read(|view| {
+            let Some((_, row)) = view.find(key)? else { return Ok(None) };
+            let header =
+                read_header(view, &row).map_err(|failure| failure.within(|| format!("entry `{key}` is damaged")))?;
+            Ok(Some(Self { shared: shared.clone(), header, content_id: row.content_id, id: row.id }))
+        })
+    }
+
+    fn piece<'t>(&self, view: &View<'t>, activation: u32, piece: u32) -> Result<&'t [u8], Failure> {
+        let key = ChunkKey { id: self.id, activation, piece }.encode();
+        let bytes = view.unchecked_value(view.tables.chunks, &key, RecordType::Data, self.id)?;
+        match bytes {
+            Some(bytes) => Ok(bytes),
+            None if view.tables.entries.get(view.txn, &number_key(self.id))?.is_some() => {
+                Err(malformed("a piece of its chunk is missing").into())
+            }
+            None => Err(self.gone().into()),
+        }
+    }
+
+    fn gone(&self) -> Error {
+        let key = self.header.document.key();
+        let message = format!("entry `{key}` was replaced or deleted after it was looked up; look it up again");
+        Error::new(Kind::NoSuchKey, message)
+    }
+}
+
+thread_local! {
+    static ASSEMBLED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Kept between reads by each thread; larger buffers are given back.
+const KEPT_BYTES: usize = 4 << 20;
+
+fn beyond() -> Error {
+    malformed("frames reach beyond their chunk")
+}
+
+impl Stored for LmdbEntry {
+    fn header(&self) -> &EntryHeader {
+        &self.header
+    }
+
+    fn content_id(&self) -> ContentId {
+        self.content_id
+    }
+
+    /// Only the headers of values are checked here: every frame has a checksum of its own, which its reader checks.
+    fn with_bytes(
+        &self,
+        index: usize,
+        start: u64,
+        length: usize,
+        f: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let activation = u32::try_from(index).map_err(|_| malformed("an entry has no such activation"))?;
+        let end = size(start)?.checked_add(length).ok_or_else(beyond)?;
+        let (mut piece, mut from) = (size(start)? / PIECE_BYTES, size(start)? % PIECE_BYTES);
+        let piece_at = |piece: usize| u32::try_from(piece).map_err(|_| beyond());
+        if from + length <= PIECE_BYTES {
+            return self.shared.read(|view| {
+                let bytes = self.piece(view, activation, piece_at(piece)?)?;
+                Ok(f(bytes.get(from..from + length).ok_or_else(beyond)?)?)
+            });
+        }
+        ASSEMBLED.with_borrow_mut(|assembled| {
+            assembled.clear();
+            let result = self.shared.read(|view| {
+                while piece * PIECE_BYTES < end {
+                    let bytes = self.piece(view, activation, piece_at(piece)?)?;
+                    let to = PIECE_BYTES.min(end - piece * PIECE_BYTES);
+                    assembled.extend_from_slice(bytes.get(from..to).ok_or_else(beyond)?);
+                    (piece, from) = (piece + 1, 0);
+                }
+                Ok(())
+            });
+            let result = result.and_then(|()| f(assembled));
+            if assembled.capacity() > KEPT_BYTES {
+                *assembled = Vec::new();
+            }
+            result
+        })
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        self.shared.model(id)
+    }
+}
