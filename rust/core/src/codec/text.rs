@@ -1,8 +1,8 @@
 //! Values as JSON, so that a person and any JSON reader can read them and every bit comes back.
 //!
-//! A finite value is the shortest decimal that means it, both to a reader that rounds the number to `float64` and then
-//! to the dtype, and to one that goes through `float32` on the way, as torch does. JSON has no numbers for the rest:
-//! they are the strings `"NaN"` (the quiet NaN with a clear sign and no payload), `"Infinity"`, `"-Infinity"`, and for
+//! A finite value is the shortest decimal that means it to every reader: one that rounds the number straight to the
+//! dtype, one that rounds it to `float64` first, and, for narrower dtypes, one that goes on to `float32`, as torch does.
+//! JSON has no numbers for the rest: they are the strings `"NaN"` (the quiet NaN with a clear sign and no payload), `"Infinity"`, `"-Infinity"`, and for
 //! any other NaN `"0x"` with its bits, most significant digit first. A bool byte that is neither 0 nor 1 is such a
 //! string, too. Reading takes what writing gives, and any other JSON number, which it rounds to the nearest value.
 
@@ -621,6 +621,7 @@ mod tests {
             (Dtype::Bool, "\"true\""),
             (Dtype::Bool, "\"0x01\""),
             (Dtype::Bool, "\"0x002\""),
+            (Dtype::Bool, "\"0x+2\""),
             (Dtype::Bool, "tru"),
             (Dtype::Bool, "truefalse"),
             (Dtype::Bool, "null"),

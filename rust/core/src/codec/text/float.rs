@@ -80,6 +80,11 @@ impl Float {
         self.has_infinity && bits & !self.sign() == self.nonfinite()
     }
 
+    /// With the sign, the bits of every float are whole digits.
+    const fn hex_digits(self) -> usize {
+        (1 + self.exponent_bits + self.mantissa_bits) as usize / 4
+    }
+
     /// Exponent of the smallest normal value.
     const fn lowest(self) -> i64 {
         2 - (1 << (self.exponent_bits - 1))
@@ -87,23 +92,21 @@ impl Float {
 
     /// The string that stands for a value that is not finite.
     pub(super) fn name(self, bits: u64) -> String {
-        let digits = (self.exponent_bits as usize + self.mantissa_bits as usize).div_ceil(4);
         match bits {
             _ if bits == self.quiet_nan() => "NaN".to_owned(),
             _ if bits == self.nonfinite() => "Infinity".to_owned(),
             _ if self.is_infinite(bits) => "-Infinity".to_owned(),
-            _ => format!("0x{bits:0digits$x}"),
+            _ => format!("0x{bits:0width$x}", width = self.hex_digits()),
         }
     }
 
     /// The value that `name` stands for.
     pub(super) fn named(self, name: &str) -> Option<u64> {
-        let digits = (self.exponent_bits as usize + self.mantissa_bits as usize).div_ceil(4);
         match name {
             "NaN" => Some(self.quiet_nan()),
             "Infinity" => Some(self.nonfinite()).filter(|_| self.has_infinity),
             "-Infinity" => Some(self.nonfinite() | self.sign()).filter(|_| self.has_infinity),
-            _ => hex(name, digits).filter(|&bits| !self.is_finite(bits) && !self.is_infinite(bits)),
+            _ => hex(name, self.hex_digits()).filter(|&bits| !self.is_finite(bits) && !self.is_infinite(bits)),
         }
     }
 
@@ -136,10 +139,8 @@ impl Float {
     /// The fewest digits that mean `magnitude` to every reader, as JSON.
     fn shortest(self, magnitude: u64) -> String {
         let value = self.value(magnitude);
-        let means_it = |decimal: &f64| {
-            let by_single = FLOAT32.value(FLOAT32.nearest(*decimal));
-            self.nearest(*decimal) == magnitude && self.nearest(by_single) == magnitude
-        };
+        // Rounding to `float32` first could mean another value. It never does: a test tries every one.
+        let means_it = |decimal: &f64| self.nearest(*decimal) == magnitude;
         let decimal = (0..17).find_map(|digits| decimals(value, digits).find(means_it)).unwrap_or(value);
         serde_json::to_string(&decimal).unwrap_or_default()
     }
