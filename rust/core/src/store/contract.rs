@@ -242,3 +242,8 @@ fn memory() {
 fn shards() {
     run("shards", true);
 }
+
+#[test]
+fn json() {
+    run("json", true);
+}
