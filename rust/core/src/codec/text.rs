@@ -2,9 +2,10 @@
 //!
 //! A finite value is the shortest decimal that means it to every reader: one that rounds the number straight to the
 //! dtype, one that rounds it to `float64` first, and, for narrower dtypes, one that goes on to `float32`, as torch does.
-//! JSON has no numbers for the rest: they are the strings `"NaN"` (the quiet NaN with a clear sign and no payload), `"Infinity"`, `"-Infinity"`, and for
-//! any other NaN `"0x"` with its bits, most significant digit first. A bool byte that is neither 0 nor 1 is such a
-//! string, too. Reading takes what writing gives, and any other JSON number, which it rounds to the nearest value.
+//! JSON has no numbers for the rest: they are the strings `"NaN"` (the quiet NaN with a clear sign and no payload),
+//! `"Infinity"`, `"-Infinity"`, and for any other NaN `"0x"` with its bits, most significant digit first. A bool byte that
+//! is neither 0 nor 1 is such a string, too. Reading takes what writing gives, and any other JSON number, which it rounds
+//! to the nearest value.
 
 mod float;
 

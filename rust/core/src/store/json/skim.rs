@@ -217,8 +217,7 @@ impl<'a> Skimmer<'a> {
         let known = self.block_at..self.block_at + self.block.len() as u64;
         if !known.contains(&at) {
             let length = self.end.saturating_sub(at).min(self.block_bytes);
-            // Emptied first: after a failure the block must not pass for what it held.
-            self.block.clear();
+            // Taken: after a failure nothing may pass for what the file holds.
             let mut block = std::mem::take(&mut self.block);
             block.resize(usize::try_from(length).unwrap_or(0), 0);
             self.file.read_at(at, &mut block)?;
@@ -408,6 +407,9 @@ mod tests {
                 let error = whole(text.as_bytes(), block_bytes).expect_err(text);
                 assert_eq!(error.kind(), Kind::Malformed, "{text}: {error}");
             }
+        }
+        for text in ["[[1}]", "{\"a\":[1}", "[{]}", "[{\"a\":[]]}"] {
+            assert_eq!(Sample::new(text.as_bytes()).skim(4).value(0).unwrap_err().kind(), Kind::Malformed, "{text}");
         }
         assert_eq!(whole(b"{\"\xff\":1}", 4).unwrap_err().kind(), Kind::Malformed);
         let error = whole(b"[1, ?]", 4).unwrap_err().to_string();
