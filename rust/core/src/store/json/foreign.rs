@@ -6,7 +6,8 @@ use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::lines::{FrameLengths, Head, unhex};
-use super::read::{Point, Text};
+use super::read::Point;
+use super::rows::Text;
 use super::skim::{elements, members};
 use crate::codec::pack::count_nonfinite;
 use crate::codec::{Codec, Encoding};

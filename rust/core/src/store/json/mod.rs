@@ -7,6 +7,7 @@ mod lines;
 mod metadata;
 mod opening;
 mod read;
+mod rows;
 mod skim;
 mod write;
 

@@ -1,16 +1,11 @@
 //! Reading the file of an entry: its lines where they are as we write them, else all of it.
 
-use std::cell::RefCell;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-
 use super::lines::{ACTIVATIONS, ENTRY, Head, Row, Table, in_order};
+use super::rows::{Text, beyond};
 use super::{file_name, foreign};
-use crate::codec::text::read_rows;
 use crate::codec::{Model, ModelId};
 use crate::entry::{ContentId, ContentPoint, check_key, content_id};
 use crate::error::{Error, Kind, Result};
@@ -20,18 +15,6 @@ use crate::store::Stored;
 
 /// Bytes looked through at a time for the end of a line.
 const SEARCH_BYTES: usize = 64 << 10;
-/// Kept between reads by each thread; larger buffers are given back.
-const KEPT_BYTES: usize = 8 << 20;
-
-/// Where an activation's text is.
-#[derive(Debug)]
-pub(super) enum Text {
-    /// Of each frame.
-    Rows(Vec<Range<u64>>),
-    /// Base64 of all raw bytes, without a break.
-    Base64(Range<u64>),
-}
-
 /// An activation as found in a file.
 #[derive(Debug)]
 pub(super) struct Point {
@@ -217,116 +200,6 @@ fn points_of(table: &Table) -> Result<Vec<Point>> {
     };
     let misread = |e: Error| if e.kind().is_damage() { e } else { malformed(e.to_string()) };
     table.points.iter().map(point).collect::<Result<_>>().map_err(misread)
-}
-
-impl Text {
-    fn of_lengths(offset: u64, lengths: &[u64]) -> Option<Self> {
-        let mut start = offset;
-        let mut next = |&length: &u64| {
-            let end = start.checked_add(length)?;
-            let text = start..end;
-            start = end.checked_add(2)?;
-            Some(text)
-        };
-        Some(Self::Rows(lengths.iter().map(&mut next).collect::<Option<_>>()?))
-    }
-
-    pub(super) fn base64(offset: u64, bytes: u64) -> Option<Self> {
-        let length = bytes.div_ceil(3).checked_mul(4)?;
-        Some(Self::Base64(offset..offset.checked_add(length)?))
-    }
-
-    fn end(&self) -> u64 {
-        match self {
-            Self::Rows(frames) => frames.last().map_or(0, |last| last.end),
-            Self::Base64(text) => text.end,
-        }
-    }
-
-    /// Lends raw bytes: those of the rows of `frames`, or those of `bytes`, as it is stored.
-    pub(super) fn with_raw(
-        &self,
-        file: &ReadFile,
-        activation: &Activation,
-        bytes: Range<u64>,
-        f: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        BUFFERS.with_borrow_mut(|buffers| {
-            let result = match self {
-                Self::Rows(frames) => buffers.read_rows(file, activation, frames, &bytes),
-                Self::Base64(text) => buffers.read_base64(file, text, &bytes),
-            };
-            let named =
-                |e: Error| if e.kind().is_damage() { e.within(format!("`{}`", file.path().display())) } else { e };
-            let result = result.and_then(|raw| f(raw.ok_or_else(|| beyond(activation))?).map_err(named));
-            buffers.give_back();
-            result
-        })
-    }
-}
-
-fn beyond(activation: &Activation) -> Error {
-    malformed(format!("bytes beyond the rows of `{}`", activation.point))
-}
-
-thread_local! {
-    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { text: Vec::new(), raw: Vec::new() }) };
-}
-
-/// Text, and what it says.
-struct Buffers {
-    text: Vec<u8>,
-    raw: Vec<u8>,
-}
-
-impl Buffers {
-    /// Text is read by whole frames, because only these have a known place.
-    fn read_rows(
-        &mut self,
-        file: &ReadFile,
-        activation: &Activation,
-        frames: &[Range<u64>],
-        bytes: &Range<u64>,
-    ) -> Result<Option<&[u8]>> {
-        let layout = &activation.layout;
-        let frame_bytes = (activation.frame_rows.min(layout.rows()) * layout.row_bytes()).max(1);
-        let (first, stop) = (bytes.start / frame_bytes, bytes.end.div_ceil(frame_bytes));
-        let Some([head, .., tail] | [head @ tail]) = frames.get(size(first)?..size(stop)?) else { return Ok(None) };
-        self.text.resize(size(tail.end.saturating_sub(head.start))?, 0);
-        file.read_at(head.start, &mut self.text)?;
-        let start = first * frame_bytes;
-        let rows = ((stop * frame_bytes).min(layout.bytes()) - start) / layout.row_bytes().max(1);
-        self.raw.resize(size(rows * layout.row_bytes())?, 0);
-        let shape = layout.shape().get(1..).unwrap_or_default();
-        read_rows(layout.dtype(), rows, shape, &self.text, &mut self.raw)
-            .map_err(|e| e.within(format!("`{}`", file.path().display())))?;
-        Ok(self.raw.get(size(bytes.start - start)?..size(bytes.end - start)?))
-    }
-
-    /// Four characters are three bytes, wherever they stand.
-    fn read_base64(&mut self, file: &ReadFile, text: &Range<u64>, bytes: &Range<u64>) -> Result<Option<&[u8]>> {
-        let (first, stop) = (bytes.start / 3, bytes.end.div_ceil(3));
-        let start = text.start + first * 4;
-        if start + (stop - first) * 4 > text.end {
-            return Ok(None);
-        }
-        self.text.resize(size((stop - first) * 4)?, 0);
-        file.read_at(start, &mut self.text)?;
-        self.raw.clear();
-        STANDARD.decode_vec(&self.text, &mut self.raw).map_err(|e| {
-            Error::new(Kind::Checksum, format!("`{}`, from byte `{start}` on: {e}", file.path().display()))
-        })?;
-        let skipped = bytes.start - first * 3;
-        Ok(self.raw.get(size(skipped)?..size(skipped + (bytes.end - bytes.start))?))
-    }
-
-    fn give_back(&mut self) {
-        for buffer in [&mut self.text, &mut self.raw] {
-            if buffer.capacity() > KEPT_BYTES {
-                *buffer = Vec::new();
-            }
-        }
-    }
 }
 
 impl Stored for JsonEntry {

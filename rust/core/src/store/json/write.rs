@@ -10,8 +10,9 @@ use crate::codec::text::write_rows;
 use crate::codec::{Codec, Encoding};
 use crate::error::{Error, Result};
 use crate::files::{Appender, Disk};
-use crate::format::{Activation, frame_checksum, malformed};
+use crate::format::{Activation, frame_checksum, malformed, size};
 use crate::store::EncodedEntry;
+use crate::tensor::Dtype;
 
 /// Text is written to the file in pieces of about this size.
 pub(super) const BLOCK_BYTES: usize = 1 << 20;
@@ -154,11 +155,33 @@ fn write_numbers(out: &mut OutFile, activation: &Activation, chunk: &[u8]) -> Re
             out.push(",\n")?;
         }
         let start = out.offset();
-        write_rows(layout.dtype(), count, layout.shape().get(1..).unwrap_or_default(), bytes, &mut out.text);
+        write_lists(out, layout.dtype(), count, layout.shape().get(1..).unwrap_or_default(), bytes)?;
         lengths.push(out.offset() - start);
-        out.flush_above(BLOCK_BYTES)?;
         (rest, rows) = (after, rows - count);
     }
     out.push(close)?;
     Ok((offset, Some(lengths)))
+}
+
+/// Lists with a new line between them, the large ones piece by piece.
+fn write_lists(out: &mut OutFile, dtype: Dtype, count: u64, shape: &[u64], bytes: &[u8]) -> Result<()> {
+    let each = bytes.len() / size(count)?.max(1);
+    match shape {
+        [parts, shape @ ..] if each > BLOCK_BYTES => {
+            for (n, list) in bytes.chunks(each).enumerate() {
+                out.push(if n == 0 { "[" } else { ",\n[" })?;
+                write_lists(out, dtype, *parts, shape, list)?;
+                out.push("]")?;
+            }
+        }
+        _ => {
+            let lists = (BLOCK_BYTES / each.max(1)).max(1);
+            for (n, lists) in bytes.chunks((lists * each).max(1)).enumerate() {
+                out.push(if n == 0 { "" } else { ",\n" })?;
+                write_rows(dtype, (lists.len() / each.max(1)) as u64, shape, lists, &mut out.text);
+                out.flush_above(BLOCK_BYTES)?;
+            }
+        }
+    }
+    Ok(())
 }
