@@ -146,6 +146,28 @@ fn the_power_goes_at_every_sync() {
 }
 
 #[test]
+fn what_a_killed_writer_named_is_durable_before_it_is_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, other) = (directory.path().join("store"), tempfile::tempdir().unwrap());
+    let disk = CutDisk::cut_at(usize::MAX);
+    let on_disk = || -> Arc<dyn Disk> { Arc::new(disk.clone()) };
+    let settings = settings_of("json", "error", "commit");
+    Store::create_on(Some(&root), "json", settings, MEMORY, on_disk()).unwrap().close().unwrap();
+    put(&create(&other.path().join("store"), "text"), [draft(1, 0)]).unwrap();
+    let (path, unfinished) = (file_of(&root, "k1"), root.join("activations/unfinished"));
+    let mut file = disk.create(&unfinished).unwrap();
+    file.append(&[&std::fs::read(file_of(&other.path().join("store"), "k1")).unwrap()]).unwrap();
+    file.sync().unwrap();
+    disk.rename(&unfinished, &path).unwrap();
+
+    let store = Arc::new(Store::open_on(&root, true, MEMORY, on_disk()).unwrap());
+    put(&store, [draft(1, 0)]).unwrap();
+    let left = tempfile::tempdir().unwrap();
+    disk.lay_out(directory.path(), left.path(), 0);
+    holds(&open(&left.path().join("store"), false).unwrap(), 1, 0).unwrap();
+}
+
+#[test]
 fn a_full_disk_costs_only_what_did_not_fit() {
     let mut failures = 0;
     for space in (0..40_000).step_by(131) {
@@ -377,6 +399,7 @@ fn files_that_other_programs_wrote_are_read() {
             assert_eq!(store.entry("b").unwrap().content_id(), content_id, "{name}");
             assert_sound(&store, name);
         }
+        let taken = serde_json::to_string(&without(&value, "content_id")).unwrap();
         for (name, text, kind) in [
             ("another value", plain.replace("[7]", "[6]").replace("BwgJ", "BggJ"), Kind::Checksum),
             ("another document", plain.replace("\"response\":\"c\"", "\"response\":\"d\""), Kind::Checksum),
@@ -389,6 +412,9 @@ fn files_that_other_programs_wrote_are_read() {
             ("a member twice", plain.replacen("\"response\":", "\"response\":\"d\",\"response\":", 1), Kind::Malformed),
             ("another key", plain.replacen("\"key\":\"b\"", "\"key\":\"a\"", 1), Kind::Malformed),
             ("another shape", plain.replace("\"shape\":[3,1]", "\"shape\":[4,1]"), Kind::Malformed),
+            ("another value, taken as it is", taken.replace("[7]", "[6]").replace("BwgJ", "BggJ"), Kind::Checksum),
+            ("values of no shape", plain.replace("\"shape\":[3,1]", "\"shape\":[3,0]"), Kind::Malformed),
+            ("rows that are no positions", taken.replace("[[0,3]]", "[[0,2]]"), Kind::Malformed),
             ("an unknown dtype", plain.replace("torch.uint8", "torch.uint9"), Kind::Malformed),
             ("something after it", format!("{plain}{{}}"), Kind::Malformed),
         ] {
@@ -506,6 +532,7 @@ fn every_dtype_and_shape_comes_back_to_the_last_bit() {
         let mut activations = Vec::new();
         for dtype in Dtype::ALL {
             for (n, shape) in shapes.iter().enumerate() {
+                let shape = if *shape == [65_536] && dtype.size() != 2 { &[300] } else { *shape };
                 let layout = Layout::new(*dtype, shape.to_vec()).unwrap();
                 let bytes = values(*dtype, usize::try_from(layout.bytes()).unwrap() / dtype.size());
                 let point = HookPoint::new(&format!("{}.{n}", dtype.name())).unwrap();
@@ -693,6 +720,13 @@ fn a_directory_holds_more_than_entries() {
     let store = open(&root, false).unwrap();
     assert!(store.reading().unwrap().damage()[0].to_string().contains("holds the entry `x`, whose file is"));
     std::fs::remove_file(copy).unwrap();
+
+    let elsewhere = directory.path().join("elsewhere");
+    std::fs::rename(&activations, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &activations).unwrap();
+    assert_eq!(open(&root, false).unwrap_err().kind(), Kind::UnsafePath);
+    std::fs::remove_file(&activations).unwrap();
+    std::fs::rename(&elsewhere, &activations).unwrap();
 
     let store = open(&root, true).unwrap();
     std::fs::copy(file_of(&root, "x"), file_of(&root, "y")).unwrap();
