@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,9 +74,18 @@ pub fn create_or_empty(disk: &dyn Disk, path: &Path) -> Result<Box<dyn Appender>
 
 /// Writes a small file as a whole: beside its name, synced, then renamed over it, then the directory synced.
 pub fn replace(disk: &dyn Disk, path: &Path, content: &[u8]) -> Result<()> {
+    replace_with(disk, path, |file| file.append(&[content]))
+}
+
+/// [`replace`] for a file that is written piece by piece. Where the pieces cannot be written, nothing of them is left.
+pub fn replace_with(disk: &dyn Disk, path: &Path, write: impl FnOnce(&mut dyn Appender) -> Result<()>) -> Result<()> {
     let unsynced = path.with_extension("new");
     let mut file = create_or_empty(disk, &unsynced)?;
-    file.append(&[content])?;
+    if let Err(error) = write(file.as_mut()) {
+        // What cannot be removed is emptied by the next attempt.
+        let _leftover = disk.remove(&unsynced);
+        return Err(error);
+    }
     file.sync()?;
     disk.rename(&unsynced, path)?;
     disk.sync_dir(path.parent().unwrap_or(path))
@@ -180,6 +189,15 @@ impl Appender for OsAppender {
     }
 }
 
+/// Tells a file from others that had or will have its name, and from itself after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
 /// A file open for reading at any offset, by any number of threads.
 #[derive(Debug)]
 pub struct ReadFile {
@@ -205,6 +223,13 @@ impl ReadFile {
     /// Bytes of the file now.
     pub fn length(&self) -> Result<u64> {
         self.file.metadata().map(|m| m.len()).map_err(|e| Error::io("read", &self.path, e))
+    }
+
+    /// Which file it is, as it is now.
+    pub fn identity(&self) -> Result<Identity> {
+        let metadata = self.file.metadata().map_err(|e| Error::io("read", &self.path, e))?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Ok(Identity { device: metadata.dev(), inode: metadata.ino(), length: metadata.len(), modified })
     }
 
     /// Where it is.

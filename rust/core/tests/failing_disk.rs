@@ -6,85 +6,16 @@ mod sample;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use actstore::error::{Error, Kind, Result};
-use actstore::files::{Appender, Disk, OsDisk};
+use actstore::error::Kind;
 use actstore::store::Store;
 use actstore::writer::Writer;
+use sample::failing::{Failing, FailingDisk};
 use sample::{MEMORY, draft, holds, put, settings};
 
-/// Files of a disk with `space` bytes left, whose syncs may fail.
-#[derive(Debug)]
-struct Failing {
-    space: AtomicU64,
-    sync_fails: AtomicBool,
-}
-
-#[derive(Clone, Debug)]
-struct FailingDisk(Arc<Failing>);
-
-struct FailingFile(Box<dyn Appender>, FailingDisk);
-
-impl Disk for FailingDisk {
-    fn create_dir(&self, path: &Path) -> Result<()> {
-        OsDisk.create_dir(path)
-    }
-
-    fn create(&self, path: &Path) -> Result<Box<dyn Appender>> {
-        Ok(Box::new(FailingFile(OsDisk.create(path)?, self.clone())))
-    }
-
-    fn resume(&self, path: &Path, length: u64) -> Result<Box<dyn Appender>> {
-        Ok(Box::new(FailingFile(OsDisk.resume(path, length)?, self.clone())))
-    }
-
-    fn sync_dir(&self, path: &Path) -> Result<()> {
-        OsDisk.sync_dir(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        OsDisk.rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> Result<()> {
-        OsDisk.remove(path)
-    }
-}
-
-impl Appender for FailingFile {
-    /// A full disk takes what still fits before it refuses.
-    fn append(&mut self, parts: &[&[u8]]) -> Result<()> {
-        let all = parts.concat();
-        let space = self.1.0.space.load(Ordering::SeqCst);
-        let fits = all.len().min(usize::try_from(space).unwrap());
-        self.0.append(&[&all[..fits]])?;
-        self.1.0.space.store(space - fits as u64, Ordering::SeqCst);
-        if fits < all.len() {
-            return Err(Error::new(Kind::StorageFull, "cannot write: no space left"));
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<()> {
-        if self.1.0.sync_fails.load(Ordering::SeqCst) {
-            return Err(Error::new(Kind::StorageIo, "cannot sync: input/output error"));
-        }
-        self.0.sync()
-    }
-
-    fn truncate(&mut self, length: u64) -> Result<()> {
-        self.0.truncate(length)
-    }
-
-    fn length(&self) -> u64 {
-        self.0.length()
-    }
-}
-
 fn store(root: &Path) -> (Arc<Store>, Arc<Failing>) {
-    let failing = Arc::new(Failing { space: AtomicU64::new(u64::MAX / 2), sync_fails: AtomicBool::new(false) });
-    let disk = Arc::new(FailingDisk(failing.clone()));
+    let (disk, failing) = FailingDisk::new();
     let store = Store::create_on(Some(root), "shards", settings("planes", "error", "commit"), MEMORY, disk).unwrap();
     (Arc::new(store), failing)
 }

@@ -12,6 +12,7 @@
 
 pub mod pack;
 mod planes;
+pub mod text;
 mod zstd;
 
 use std::fmt;

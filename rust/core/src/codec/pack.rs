@@ -246,7 +246,7 @@ fn to_odd(value: f64) -> f32 {
 }
 
 /// How many values are NaN or infinite.
-fn count_nonfinite(dtype: Dtype, bytes: &[u8]) -> u64 {
+pub(crate) fn count_nonfinite(dtype: Dtype, bytes: &[u8]) -> u64 {
     match dtype {
         Dtype::Float16 => count(bytes, |raw| short(raw) & 0x7C00 == 0x7C00, 2),
         Dtype::BFloat16 => count(bytes, |raw| short(raw) & 0x7F80 == 0x7F80, 2),

@@ -247,3 +247,8 @@ fn shards() {
 fn lmdb() {
     run("lmdb", true);
 }
+
+#[test]
+fn json() {
+    run("json", true);
+}

@@ -1,6 +1,7 @@
 //! What a backend must do, the one table of backends, and the store that users open.
 
 mod index;
+pub mod json;
 pub mod lmdb;
 pub mod memory;
 mod root;
@@ -128,7 +129,7 @@ pub struct BackendSpec {
 }
 
 /// Every backend. A new one is a file and a line here.
-pub const BACKENDS: &[BackendSpec] = &[shards::SPEC, lmdb::SPEC, memory::SPEC];
+pub const BACKENDS: &[BackendSpec] = &[shards::SPEC, lmdb::SPEC, json::SPEC, memory::SPEC];
 
 /// Codecs of backends that keep frames as they are encoded.
 const FRAME_CODECS: &[Codec] = &[Codec::Planes, Codec::Zstd, Codec::Raw];

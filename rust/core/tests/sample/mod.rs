@@ -1,6 +1,9 @@
 //! Entries whose content follows from a number and a version, and how to put and read them.
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+pub(crate) mod failing;
+pub(crate) mod power;
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -1,0 +1,181 @@
+//! The text of an activation's rows, and the bytes it stands for.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::skim::elements;
+use crate::codec::text::read_rows;
+use crate::error::{Error, Kind, Result};
+use crate::files::ReadFile;
+use crate::format::{Activation, malformed, size};
+use crate::tensor::Dtype;
+
+/// Kept between reads by each thread; larger buffers are given back.
+const KEPT_BYTES: usize = 8 << 20;
+/// A row with more text is read by its parts.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
+/// Text of parts that is read at a time.
+const PART_BYTES: u64 = 4 << 20;
+
+/// Where an activation's text is.
+#[derive(Debug)]
+pub(super) enum Text {
+    /// Of each frame.
+    Rows(Vec<Range<u64>>),
+    /// Base64 of all raw bytes, without a break.
+    Base64(Range<u64>),
+}
+
+impl Text {
+    pub(super) fn of_lengths(offset: u64, lengths: &[u64]) -> Option<Self> {
+        let mut start = offset;
+        let mut next = |&length: &u64| {
+            let end = start.checked_add(length)?;
+            let text = start..end;
+            start = end.checked_add(2)?;
+            Some(text)
+        };
+        Some(Self::Rows(lengths.iter().map(&mut next).collect::<Option<_>>()?))
+    }
+
+    pub(super) fn base64(offset: u64, bytes: u64) -> Option<Self> {
+        let length = bytes.div_ceil(3).checked_mul(4)?;
+        Some(Self::Base64(offset..offset.checked_add(length)?))
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        match self {
+            Self::Rows(frames) => frames.last().map_or(0, |last| last.end),
+            Self::Base64(text) => text.end,
+        }
+    }
+
+    /// Lends raw bytes: those of the rows of `frames`, or those of `bytes`, as it is stored.
+    pub(super) fn with_raw(
+        &self,
+        file: &ReadFile,
+        activation: &Activation,
+        bytes: Range<u64>,
+        f: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        BUFFERS.with_borrow_mut(|buffers| {
+            let result = match self {
+                Self::Rows(frames) => buffers.read_rows(file, activation, frames, &bytes),
+                Self::Base64(text) => buffers.read_base64(file, text, &bytes),
+            };
+            let named =
+                |e: Error| if e.kind().is_damage() { e.within(format!("`{}`", file.path().display())) } else { e };
+            let result = result.and_then(|raw| f(raw.ok_or_else(|| beyond(activation))?).map_err(named));
+            buffers.give_back();
+            result
+        })
+    }
+}
+
+pub(super) fn beyond(activation: &Activation) -> Error {
+    malformed(format!("bytes beyond the rows of `{}`", activation.point))
+}
+
+/// Reads rows from text that may be larger than memory should hold.
+struct Parser<'a> {
+    file: &'a ReadFile,
+    dtype: Dtype,
+    text: &'a mut Vec<u8>,
+}
+
+impl Parser<'_> {
+    fn read(&mut self, rows: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let length = range.end.saturating_sub(range.start);
+        if let ([parts, shape @ ..], 1, true) = (shape, rows, length > MAX_TEXT_BYTES) {
+            return self.read_parts(*parts, shape, range, out);
+        }
+        self.text.resize(size(length)?, 0);
+        self.file.read_at(range.start, self.text)?;
+        read_rows(self.dtype, rows, shape, self.text, out)
+    }
+
+    fn read_parts(&mut self, parts: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let each = out.len() / size(parts)?.max(1);
+        let wrong = || malformed(format!("a list is not of the `{parts}` values of its shape"));
+        let (mut rest, mut group, mut count) = (out, range.start..range.start, 0);
+        let mut take = |parser: &mut Self, group: &Range<u64>, count: u64| -> Result<()> {
+            let bytes = size(count)?.checked_mul(each).ok_or_else(wrong)?;
+            let mine = rest.split_off_mut(..bytes).ok_or_else(wrong)?;
+            parser.read(count, shape, group.clone(), mine)
+        };
+        let file = self.file;
+        elements(file, range, |part| {
+            if count > 0 && part.end - group.start > PART_BYTES {
+                take(self, &group, count)?;
+                count = 0;
+            }
+            group = if count == 0 { part } else { group.start..part.end };
+            count += 1;
+            Ok(())
+        })?;
+        take(self, &group, count)?;
+        if rest.is_empty() { Ok(()) } else { Err(wrong()) }
+    }
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { text: Vec::new(), raw: Vec::new() }) };
+}
+
+/// Text, and what it says.
+struct Buffers {
+    text: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Buffers {
+    /// Text is read by whole frames, because only these have a known place.
+    fn read_rows(
+        &mut self,
+        file: &ReadFile,
+        activation: &Activation,
+        frames: &[Range<u64>],
+        bytes: &Range<u64>,
+    ) -> Result<Option<&[u8]>> {
+        let layout = &activation.layout;
+        let frame_bytes = (activation.frame_rows.min(layout.rows()) * layout.row_bytes()).max(1);
+        let (first, stop) = (bytes.start / frame_bytes, bytes.end.div_ceil(frame_bytes));
+        let Some([head, .., tail] | [head @ tail]) = frames.get(size(first)?..size(stop)?) else { return Ok(None) };
+        let start = first * frame_bytes;
+        let rows = ((stop * frame_bytes).min(layout.bytes()) - start) / layout.row_bytes().max(1);
+        self.raw.resize(size(rows * layout.row_bytes())?, 0);
+        let shape = layout.shape().get(1..).unwrap_or_default();
+        Parser { file, dtype: layout.dtype(), text: &mut self.text }
+            .read(rows, shape, head.start..tail.end, &mut self.raw)
+            .map_err(|e| e.within(format!("`{}`", file.path().display())))?;
+        Ok(self.raw.get(size(bytes.start - start)?..size(bytes.end - start)?))
+    }
+
+    /// Four characters are three bytes, wherever they stand.
+    fn read_base64(&mut self, file: &ReadFile, text: &Range<u64>, bytes: &Range<u64>) -> Result<Option<&[u8]>> {
+        let (first, stop) = (bytes.start / 3, bytes.end.div_ceil(3));
+        let start = text.start + first * 4;
+        if start + (stop - first) * 4 > text.end {
+            return Ok(None);
+        }
+        self.text.resize(size((stop - first) * 4)?, 0);
+        file.read_at(start, &mut self.text)?;
+        self.raw.clear();
+        STANDARD.decode_vec(&self.text, &mut self.raw).map_err(|e| {
+            Error::new(Kind::Checksum, format!("`{}`, from byte `{start}` on: {e}", file.path().display()))
+        })?;
+        let skipped = bytes.start - first * 3;
+        Ok(self.raw.get(size(skipped)?..size(skipped + (bytes.end - bytes.start))?))
+    }
+
+    fn give_back(&mut self) {
+        for buffer in [&mut self.text, &mut self.raw] {
+            if buffer.capacity() > KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+    }
+}
