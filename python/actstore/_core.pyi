@@ -74,9 +74,9 @@ def compare(
     on_conflict: str,
     progress: Callable[[int, int, int], object] | None = None,
 ) -> str:
-    """Hold what `migrate` was to bring against what the target decodes to. JSON: a list of {key, message}, empty if equal.
+    """Hold what `migrate` was to bring against what the target decodes to; arguments are those of `migrate`.
 
-    Arguments are those of `migrate`.
+    JSON: a list of {key, message}, empty where all is equal.
     """
 
 @final

@@ -3,14 +3,17 @@
 
 mod sample;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use actstore::encode::encode;
 use actstore::error::{Error, Kind, Result};
 use actstore::hook_point::HookPoint;
 use actstore::manifest::{OnConflict, Settings};
 use actstore::migrate::{Plan, Progress, Summary, compare, migrate};
 use actstore::store::{BACKENDS, BackendSpec, Store};
+use actstore::writer::Writer;
 use sample::{MEMORY, POINT, create, draft, holds, put, settings, settings_of};
 
 const ALL: Plan = Plan { keys: None, points: None, on_conflict: OnConflict::Error };
@@ -46,7 +49,8 @@ fn every_pair_of_backends() {
             let same_codec = source.manifest().settings.codec == target.manifest().settings.codec;
             assert_eq!(summary.copied, if same_codec { 40 } else { 0 }, "{} to {}", from.name, to.name);
             assert_eq!(seen.iter().map(|p| p.entries).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
-            let last = Progress { entries: 40, total: 40, raw_bytes: summary.raw_bytes, stored_bytes: summary.stored_bytes };
+            let last =
+                Progress { entries: 40, total: 40, raw_bytes: summary.raw_bytes, stored_bytes: summary.stored_bytes };
             assert_eq!(seen.last(), Some(&last));
             assert_eq!(keys(&target), keys(&source));
             (0..40).for_each(|n| holds(&target, n, n).unwrap());
@@ -164,4 +168,30 @@ fn what_did_not_arrive_is_found() {
     assert_eq!(compare(&source, &target, &some, |_| Ok(())).unwrap().len(), 1);
     let stopped = compare(&source, &target, &ALL, |_| Err(Error::new(Kind::Closed, "enough")));
     assert_eq!(stopped.unwrap_err().to_string(), "enough");
+}
+
+#[test]
+fn an_entry_that_is_not_what_it_says_goes_nowhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = create(&directory.path().join("a"), "raw");
+    let writer = Writer::new(source.clone()).unwrap();
+    for n in 0..3 {
+        let settings = source.manifest().settings;
+        let mut entry = encode(&settings, draft(n, n), &HashMap::new()).unwrap();
+        entry.content_id[0] ^= u8::from(n == 1);
+        writer.put_encoded(entry).unwrap();
+    }
+    writer.close().unwrap();
+    let target = create(&directory.path().join("b"), "zstd");
+    let error = run(&source, &target, &ALL).unwrap_err();
+    assert_eq!(error.kind(), Kind::Checksum);
+    let expected = "migrating stopped at entry `k1`: its activations are not those of its content id; what was migrated \
+                    before it stays; `keys` without it migrate the rest";
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(keys(&target).len(), 1);
+    let copy = create(&directory.path().join("c"), "raw");
+    assert_eq!(run(&source, &copy, &ALL).unwrap().copied, 3);
+    let found = compare(&source, &copy, &ALL, |_| Ok(())).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].message, "the activations of entry `k1` are not what was migrated");
 }
