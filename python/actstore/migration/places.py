@@ -79,7 +79,8 @@ def refuse_same(source: Store, target: Place) -> None:
     else:
         same = source.path is not None and Path(target).resolve() == source.path.resolve()
     if same:
-        message = f"source and target are the same store, `{source.path or 'in memory'}`; give another target"
+        place = "in memory" if source.path is None else f"`{source.path}`"
+        message = f"source and target are the same store, {place}; give another target"
         raise InvalidInputError("invalid_option", message)
 
 
