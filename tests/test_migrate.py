@@ -15,6 +15,7 @@ import pytest
 import actstore
 from actstore import _core
 from actstore.errors import ActstoreError, CorruptError, InvalidInputError, KeyConflictError, NotFoundError
+from actstore.migration.run import _spread
 from actstore.store import Store
 
 BACKENDS = _core.backends()
@@ -424,6 +425,31 @@ def test_a_dry_run_writes_nothing_and_estimates(backend: str, tmp_path: Path) ->
     assert files(tmp_path / "a") == before
 
 
+def test_an_estimate_looks_at_all_of_the_store(tmp_path: Path) -> None:
+    with create("memory", tmp_path) as source:
+        for index in range(200):
+            # What comes first shrinks to nothing, what comes last not at all.
+            array = np.zeros((32, 64), np.int8) if index < 100 else noise("int8", (32, 64), index)
+            source.put(key=str(index), activations={0: array})
+        for count in (200, 1):
+            place = tmp_path / str(count)
+            arguments: dict[str, Any] = {"target_format": "shards", "codec": "zstd", "keys": source.keys()[-count:]}
+            estimate = actstore.migrate(source, place, **arguments, dry_run=True)
+            real = actstore.migrate(source, place, **arguments)
+            assert estimate.stored_bytes == pytest.approx(real.stored_bytes, rel=0.05)
+        empty = actstore.migrate(source, tmp_path / "none", target_format="shards", keys=[], dry_run=True)
+        assert (empty.entries, empty.stored_bytes, empty.ratio) == (0, 0, None)
+
+
+def test_large_entries_make_a_small_sample() -> None:
+    mebi = 1 << 20
+    assert len(_spread([("k", mebi)] * 1000)) == 16
+    assert len(_spread([("k", 10 * mebi)] * 1000)) == 6
+    assert len(_spread([("k", 100 * mebi)] * 1000)) == 1
+    assert _spread([(str(index), 1) for index in range(64)])[::15] == [("2", 1), ("62", 1)]
+    assert _spread([]) == []
+
+
 def test_a_dry_run_counts_what_is_there(tmp_path: Path) -> None:
     with create("memory", tmp_path) as source, create("memory", tmp_path) as target:
         put_regular(source, 6)
@@ -453,6 +479,21 @@ def test_a_damaged_entry_stops_and_is_named(backend: str, tmp_path: Path) -> Non
         rest = [key for key in keys if key != lost]
         report = actstore.migrate(tmp_path / "a", target, keys=rest, verify=True)
         assert (report.skipped, report.verified) == (keys.index(lost), 3)
+
+
+@pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
+@pytest.mark.parametrize("backend", ON_DISK)
+def test_what_the_target_has_is_not_read_again(backend: str, tmp_path: Path) -> None:
+    with create(backend, tmp_path / "a") as source:
+        put_regular(source, 4)
+    with create("memory", tmp_path, dtype="float16") as converted, create("memory", tmp_path) as same:
+        actstore.migrate(tmp_path / "a", same)
+        actstore.migrate(tmp_path / "a", converted)
+        damage_one_entry(tmp_path / "a")
+        assert actstore.migrate(tmp_path / "a", same).skipped == 4
+        with pytest.raises(CorruptError):
+            actstore.migrate(tmp_path / "a", converted)
+        assert actstore.migrate(tmp_path / "a", converted, on_conflict="skip").skipped == 4
 
 
 def damage_one_entry(path: Path) -> str:
@@ -509,3 +550,39 @@ def test_what_the_progress_raises_stops_a_verification(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="enough"):
             actstore.migrate(source, target, verify=True, progress=progress)
         assert (seen, len(target)) == ([1, 2, 3, 4, 4], 4)
+
+
+MEASURED = """
+    import sys, threading
+    import numpy as np
+    import actstore
+
+    def anonymous_bytes():
+        with open("/proc/self/status") as status:
+            return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+    with actstore.create(sys.argv[2], memory="4 MiB", codec="raw") as target:
+        actstore.migrate(sys.argv[1], target, keys="key 0")
+        start, peak, stopped = anonymous_bytes(), 0, threading.Event()
+
+        def watch():
+            global peak
+            while not stopped.wait(0.002):
+                peak = max(peak, anonymous_bytes() - start)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        actstore.migrate(sys.argv[1], target)
+        stopped.set()
+        watcher.join()
+    print(peak)
+"""
+
+
+@pytest.mark.parametrize("codec", ["raw", "planes"])
+def test_memory_does_not_grow_with_the_store(codec: str, tmp_path: Path) -> None:
+    with actstore.create(tmp_path / "a", codec=codec) as source:
+        put_regular(source, 200, rows=64, width=1024)
+    command = [sys.executable, "-c", textwrap.dedent(MEASURED), tmp_path / "a", tmp_path / "b"]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak < 32 << 20, f"{peak} bytes for 157 MB"
