@@ -18,8 +18,8 @@ LAYERS = (
     ("store",),
     ("encode",),
     ("committer",),
-    ("writer",),
-    ("batch", "reader", "columns", "inspect"),
+    ("writer", "reader"),
+    ("batch", "columns", "inspect", "migrate"),
 )
 """Bottom to top: a module may use those of lower layers, and itself."""
 

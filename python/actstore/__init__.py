@@ -5,7 +5,8 @@
     store = actstore.open("acts")
     store[store.keys()[0]]["resid_post.12"]        # tensor [positions, d]
 
-`capture` turns forwards of a model into entries; `create` and `open` give a `Store` of them; `demo` is a model small
+`capture` turns forwards of a model into entries; `create` and `open` give a `Store` of them; `migrate`
+brings them from one store to another; `demo` is a model small
 enough for every machine; `errors` has what can go wrong. Importing this imports neither torch nor NumPy.
 """
 
@@ -15,6 +16,8 @@ from actstore.capture import Recorder, capture
 from actstore.entry import Entry, key_of_ids, key_of_prompt
 from actstore.errors import ActstoreError
 from actstore.metadata import MetadataTable
+from actstore.migration import migrate
+from actstore.reports import MigrationReport
 from actstore.store import Store, create, open
 from actstore.writer import Writer
 
@@ -22,6 +25,7 @@ __all__ = [
     "ActstoreError",
     "Entry",
     "MetadataTable",
+    "MigrationReport",
     "Recorder",
     "Store",
     "Writer",
@@ -33,5 +37,6 @@ __all__ = [
     "hook_points",
     "key_of_ids",
     "key_of_prompt",
+    "migrate",
     "open",
 ]

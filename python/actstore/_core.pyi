@@ -16,10 +16,12 @@ __all__ = [
     "__version__",
     "backends",
     "codecs",
+    "compare",
     "dtypes",
     "error_kinds",
     "key_of_ids",
     "key_of_prompt",
+    "migrate",
     "select_positions",
 ]
 
@@ -48,6 +50,34 @@ def key_of_ids(token_ids: Sequence[int]) -> str:
 
 def select_positions(positions: _PositionsLike, tokens: int, prompt_length: int | None) -> list[int]:
     """Ascending positions that a selection names in a sequence; `unknown_position` where it cannot."""
+
+def migrate(
+    source: Store,
+    target: Store,
+    keys: Sequence[str] | None,
+    points: Sequence[str] | None,
+    on_conflict: str,
+    progress: Callable[[int, int, int], object] | None = None,
+) -> str:
+    """Bring entries from one store to another; None is every key and every hook point (stored names).
+
+    JSON: entries, migrated, skipped, conflicts, copied, encoded, raw_bytes, stored_bytes, and file_bytes of the target.
+    `progress(done, total, raw_bytes)` counts entries; what it raises stops the migration and is raised, and what was
+    done before stays.
+    """
+
+def compare(
+    source: Store,
+    target: Store,
+    keys: Sequence[str] | None,
+    points: Sequence[str] | None,
+    on_conflict: str,
+    progress: Callable[[int, int, int], object] | None = None,
+) -> str:
+    """Hold what `migrate` was to bring against what the target decodes to; arguments are those of `migrate`.
+
+    JSON: a list of {key, message}, empty where all is equal.
+    """
 
 @final
 class Ring:

@@ -5,12 +5,22 @@ paths of modules. `_TEMPLATES` is the one table of them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, TypeAlias, cast
 
 from actstore.errors import InvalidInputError
 
-__all__ = ["LayersLike", "PointLike", "canonical", "expand", "parse", "select_layers", "short", "unknown_point"]
+__all__ = [
+    "LayersLike",
+    "PointLike",
+    "canonical",
+    "choose",
+    "expand",
+    "parse",
+    "select_layers",
+    "short",
+    "unknown_point",
+]
 
 LayerLike: TypeAlias = int | float | SupportsIndex
 """A layer number, a negative one from the end, or a fraction of depth in [0, 1)."""
@@ -35,6 +45,7 @@ _LAYERED = frozenset(name for name, template in _TEMPLATES.items() if "{}" in te
 _KINDS = {template: name for name, template in _TEMPLATES.items()}
 _BLOCK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<hook>.+)", re.ASCII)
 _LAYER = re.compile(r"-?\d+", re.ASCII)
+_HALVES = ("all", "first_half", "second_half")
 _MODULE_PATH = re.compile(r"\w+(\.\w+)+", re.ASCII)
 
 
@@ -107,6 +118,62 @@ def expand(points: PointLike | Iterable[PointLike], layers: LayersLike, count: i
     return list(names)
 
 
+def choose(
+    stored: Sequence[str], layers: LayersLike | None = None, points: PointLike | Iterable[PointLike] | None = None
+) -> list[str]:
+    """Those of the names `stored` that `points` and `layers` name; None names all.
+
+    Negative layers and fractions of depth are of the layers up to the highest that is stored. A point without a layer,
+    such as `resid_post`, stands for the stored ones at `layers`.
+
+    Errors: `unknown_layer` and `unknown_point` for what is not stored; they list what is.
+    """
+    existing = sorted({layer for _, layer in map(parse, stored) if layer is not None})
+    at = existing if layers is None else _stored_layers(layers, existing)
+    if points is None:
+        return [name for name in stored if layers is None or parse(name)[1] in at]
+    items = [cast("PointLike", points)] if _is_one_point(points) else list(cast("Iterable[PointLike]", points))
+    if not items:
+        raise InvalidInputError("unknown_point", f"no hook point is given; {_stored_points(stored)}")
+    chosen = {name for point in items for name in _stored_at(point, at, stored)}
+    return [name for name in stored if name in chosen]
+
+
+def _stored_layers(layers: LayersLike, existing: list[int]) -> list[int]:
+    given = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+    try:
+        chosen = select_layers(given, existing[-1] + 1 if existing else 0)
+    except InvalidInputError:
+        chosen = []
+    if given in _HALVES:
+        chosen = [layer for layer in chosen if layer in existing]
+    if not chosen or not set(chosen) <= set(existing):
+        message = f"layers `{given}` are not stored; stored are {_listed(existing)}"
+        raise InvalidInputError("unknown_layer", message)
+    return chosen
+
+
+def _stored_at(point: PointLike, layers: list[int], stored: Sequence[str]) -> list[str]:
+    count = max((layer + 1 for _, layer in map(parse, stored) if layer is not None), default=0)
+    try:
+        names = expand([point], layers, count)
+    except InvalidInputError:
+        names = []
+    found = [name for name in names if name in stored]
+    if not found:
+        raise InvalidInputError("unknown_point", f"hook point `{point}` is not stored; {_stored_points(stored)}")
+    return found
+
+
+def _stored_points(stored: Sequence[str]) -> str:
+    return f"stored are {_listed([short(name) for name in stored])}"
+
+
+def _listed(items: Sequence[object], most: int = 20) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return (", ".join(f"`{item}`" for item in items[:most]) or "none") + more
+
+
 def _is_one_point(points: object) -> bool:
     """Whether `points` is a single point: text, a number, or a pair such as `("resid_post", 12)`."""
     if isinstance(points, tuple):
@@ -176,7 +243,7 @@ def _layer_at_depth(depth: float, count: int | None) -> int:
 
 def _layers_from_text(text: str, count: int) -> Iterable[int]:
     parts = {"all": range(count), "first_half": range(count // 2), "second_half": range(count // 2, count)}
-    if text in parts:
+    if text in _HALVES:
         return parts[text]
     numbers = [item.strip() for item in text.split(",")]
     if not all(map(_LAYER.fullmatch, numbers)):

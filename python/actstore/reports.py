@@ -1,6 +1,10 @@
 """What a store says of itself."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
+
+from actstore.sizes import format_bytes
 
 
 class PointInfo(TypedDict):
@@ -47,3 +51,59 @@ class VerifyReport(TypedDict):
     frames: int
     bytes: int
     damage: list[Damage]
+
+
+class Difference(TypedDict):
+    """An entry that is not in the target of a migration as it is in the source; `key` is that of the source."""
+
+    key: str
+    message: str
+
+
+@dataclass(frozen=True)
+class MigrationReport:
+    """What a migration did, or with `dry_run` would do, sizes then being estimates.
+
+    Of `entries`, those `migrated` were written and those `skipped` were left out, because the target has them or
+    because `on_conflict` is `skip`. `conflicts`: keys that the target had with other content. Of the entries written,
+    the frames of those `copied` went over as they are stored; those `encoded` were decoded first. `raw_bytes`: their
+    activations in the target before compressing; `stored_bytes`: after; `file_bytes`: all files of the target, of a
+    store in memory 0. `verified`: entries found equal afterwards, None where nobody looked; `differences`: the others.
+    """
+
+    source: Path | None
+    target: Path | None
+    backend: str
+    entries: int
+    migrated: int
+    skipped: int
+    conflicts: int
+    copied: int
+    encoded: int
+    raw_bytes: int
+    stored_bytes: int
+    file_bytes: int
+    seconds: float
+    verified: int | None = None
+    differences: tuple[Difference, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times smaller the frames are than their activations; None where nothing was stored."""
+        return self.raw_bytes / self.stored_bytes if self.stored_bytes else None
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f" (ratio {self.ratio:.3f})"
+        speed = format_bytes(self.raw_bytes / max(self.seconds, 1e-9))
+        there = f" and {self.skipped:,} skipped" if self.skipped else ""
+        parts = [
+            f"{self.migrated:,} entries migrated{there}",
+            f"{format_bytes(self.raw_bytes)} raw",
+            f"{format_bytes(self.stored_bytes)} stored{ratio}",
+            f"{self.seconds:.1f} s",
+            f"{speed}/s",
+        ]
+        if self.verified is not None:
+            parts.append(f"{self.verified:,} verified")
+        return ", ".join(parts)

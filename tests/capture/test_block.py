@@ -297,8 +297,8 @@ def test_without_a_store_entries_stay_in_memory(llama: Any) -> None:
     [
         ("backend", "memory", "shards"),
         ("codec", "planes", "raw"),
-        ("encoding", "text", "None"),
-        ("dtype", "float16", "None"),
+        ("encoding", "text", "none"),
+        ("dtype", "float16", "none"),
         ("overflow", "error", "keep"),
         ("on_conflict", "error", "skip"),
         ("durability", "commit", "interval"),

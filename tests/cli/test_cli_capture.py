@@ -161,7 +161,7 @@ def test_a_store_keeps_its_settings(option: str, run: Run, prompts: Path, tmp_pa
     result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, f"--{option}", wanted)
     assert result.exit_code == 1
     was = {"codec": "zstd", "dtype": "none"}[option]
-    assert f"`{option}` is `{wanted}`; the store `{tmp_path / 'out'}` was created with `{was}`" in result.stderr
+    assert f"`{option}` is `{wanted}`, but the store `{tmp_path / 'out'}` was created with `{was}`" in result.stderr
     assert run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, "--codec", "zstd").exit_code == 0
 
 

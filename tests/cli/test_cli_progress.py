@@ -38,6 +38,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = sys.stderr.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "3/3" in shown
     assert "the note" in shown
+    assert "/s" in shown
 
 
 @pytest.mark.parametrize("terminal", [False, True])

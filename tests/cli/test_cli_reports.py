@@ -229,7 +229,7 @@ def test_a_process_ends_with_the_status(tmp_path: Path) -> None:
 def test_help_names_every_command() -> None:
     done = actstore_cli("--help")
     assert done.returncode == 0
-    for name in ("capture", "demo", "doctor", "info", "show", "verify"):
+    for name in ("capture", "demo", "doctor", "info", "migrate", "show", "verify"):
         assert f" {name} " in done.stdout
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore import store as stores
-from actstore.errors import InvalidInputError, NotFoundError
+from actstore.options import open_or_create, require
 from actstore.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -30,20 +30,11 @@ class Target:
     def open(self) -> Store:
         """The store, writable. Errors: `invalid_option` where it exists with other options than were asked for."""
         if isinstance(self._place, stores.Store):
-            self._require(self._place)
+            require(self._place, self._options)
             return self._place
         if self._place is None:
             return stores.create(None, memory=self.memory, **{"backend": "memory", **self._options})
-        try:
-            store = stores.open(self._place, "a", memory=self.memory)
-        except NotFoundError:
-            return stores.create(self._place, memory=self.memory, **self._options)
-        try:
-            self._require(store)
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return open_or_create(self._place, self._options, self.memory)
 
     def settle(self, store: Store) -> Store:
         """What the caller has of `store` once it is written: one opened from a path gives its lock back."""
@@ -52,11 +43,3 @@ class Target:
             return store
         store.close()
         return stores.open(path, "r", memory=self.memory)
-
-    def _require(self, store: Store) -> None:
-        has = {"backend": store.backend, **store.settings}
-        for name, wanted in self._options.items():
-            if wanted != has[name]:
-                actual = has[name]
-                message = f"`{name}` is `{wanted}`, but the store has `{actual}`; leave it out or use another store"
-                raise InvalidInputError("invalid_option", message)

@@ -13,7 +13,7 @@ from actstore.cli.app import command
 from actstore.cli.inputs import Row, read_rows
 from actstore.cli.progress import Progress
 from actstore.cli.resume import Run, remaining
-from actstore.errors import InvalidInputError, NotFoundError
+from actstore.options import open_or_create
 from actstore.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def capture(
     loaded = load_model(model, model_revision, device)
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
-    with _open_store(store, codec, dtype) as opened:
+    with open_or_create(store, {"codec": codec, "dtype": dtype}) as opened:
         settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
         plan = _Plan(loaded, Run(settings, dataset, split), batch_size)
         _capture_remaining(opened, rows, plan, shown=context.obj.progress)
@@ -95,22 +95,6 @@ def _resolved(loaded: LoadedModel, store: Store, max_new_tokens: int | None) -> 
         "padding_side": loaded.tokenizer.padding_side,
         "max_new_tokens": max_new_tokens,
     }
-
-
-def _open_store(path: Path, codec: str | None, dtype: str | None) -> Store:
-    """The store at `path`, created where there is none; one that exists must have the settings asked for."""
-    import actstore
-
-    try:
-        store = actstore.open(path, "a")
-    except NotFoundError:
-        return actstore.create(path, codec=codec, dtype=dtype)
-    for name, wanted in (("codec", codec), ("dtype", dtype)):
-        if wanted is not None and wanted != store.settings[name]:
-            message = f"`{name}` is `{wanted}`; the store `{path}` was created with `{store.settings[name] or 'none'}`"
-            store.close()
-            raise InvalidInputError("invalid_option", message)
-    return store
 
 
 def _capture_remaining(store: Store, rows: list[Row], plan: _Plan, *, shown: bool) -> None:

@@ -51,7 +51,7 @@ class Progress:
         """Show that `done` of the total are through; `note` is what else is worth knowing."""
         self._done = done
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, note=note)
+            self._bar.update(self._bar.task_ids[0], completed=done, note=f"{note}  {self._rate(done):.0f}/s".lstrip())
         elif self._shown and (time.monotonic() >= self._quiet_until or done == self._total):
             self._quiet_until = time.monotonic() + _LINE_INTERVAL_SECONDS
             typer.echo(self._line(done, note), err=True)
@@ -61,10 +61,13 @@ class Progress:
         self.update(self._done + more, note)
 
     def _line(self, done: int, note: str) -> str:
-        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        rate = self._rate(done)
         left = (self._total - done) / rate if rate else 0.0
         parts = [f"{done}/{self._total} {self._unit}", note, f"{rate:.0f}/s", f"ETA {left // 60:.0f}:{left % 60:02.0f}"]
         return "  ".join(part for part in parts if part)
+
+    def _rate(self, done: int) -> float:
+        return (done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
     def __enter__(self) -> Self:
         if self._bar is not None:

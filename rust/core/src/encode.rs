@@ -18,9 +18,6 @@ use crate::tensor::{Layout, MAX_ACTIVATION_BYTES, Tensor};
 /// Rows of the sample a model is fitted on, at most.
 const SAMPLE_BYTES: u64 = 1 << 20;
 
-/// What an entry costs in memory besides its content, about.
-const ENTRY_BYTES: usize = 1024;
-
 /// An entry in memory, complete.
 #[derive(Debug)]
 pub struct Draft {
@@ -66,9 +63,7 @@ impl Draft {
 
     /// Bytes held in memory, about: activations, token ids and text.
     pub fn held_bytes(&self) -> u64 {
-        let texts = [&self.document.prompt, &self.document.response].into_iter().flatten().map(String::len);
-        let ids = self.token_ids.as_ref().map_or(0, |ids| ids.len() * size_of::<u32>());
-        self.bytes() + (texts.sum::<usize>() + ids + ENTRY_BYTES) as u64
+        self.bytes() + self.document.held_bytes(self.token_ids.as_deref())
     }
 
     /// Refuses what the format has no room for, and rows that are not the positions they are said to be.

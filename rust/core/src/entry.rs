@@ -13,6 +13,9 @@ pub const MAX_KEY_BYTES: usize = 1024;
 /// Largest document, in bytes of JSON.
 pub const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 
+/// What an entry costs in memory besides its content, about.
+const ENTRY_BYTES: usize = 1024;
+
 /// Longest sequence, in tokens.
 pub const MAX_TOKENS: u64 = 1 << 24;
 
@@ -176,6 +179,13 @@ impl Document {
         self.positions.as_ref().map(|ranges| ranges.iter().map(|[start, stop]| stop - start).sum())
     }
 
+    /// Bytes that the document and its token ids hold in memory, about.
+    pub fn held_bytes(&self, token_ids: Option<&[u32]>) -> u64 {
+        let texts = [&self.prompt, &self.response].into_iter().flatten().map(String::len).sum::<usize>();
+        let metadata = self.metadata.iter().map(|(name, value)| name.len() + held(value)).sum::<usize>();
+        (texts + metadata + token_ids.map_or(0, size_of_val) + ENTRY_BYTES) as u64
+    }
+
     /// The document as stored; refused where a reader would refuse it.
     pub fn to_json(&self) -> Result<String> {
         let json = serde_json::to_string(self)
@@ -266,6 +276,16 @@ fn no_prompt_length(what: &str) -> Error {
         "{what} does not say where its prompt ends; label it with a prompt length, or select `all`, `last` or indices"
     );
     Error::new(Kind::UnknownPosition, message)
+}
+
+fn held(value: &Value) -> usize {
+    let inside = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(held).sum(),
+        Value::Object(map) => map.iter().map(|(name, value)| name.len() + held(value)).sum(),
+    };
+    size_of::<Value>() + inside
 }
 
 fn sorted(value: &Value) -> Value {

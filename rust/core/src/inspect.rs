@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::codec::decode;
 use crate::error::{Error, Result};
-use crate::format::{frame_checksum, malformed, size};
 use crate::hook_point::HookPoint;
+use crate::reader::decode_frames;
 use crate::store::{Store, Stored};
 use crate::tensor::Dtype;
 
@@ -146,35 +145,10 @@ fn verify_entry(store: &Store, key: &str) -> Result<(u64, u64)> {
     // Deleted while verifying: nothing is wrong with it.
     let Some(entry) = store.reading()?.entry(key)? else { return Ok((0, 0)) };
     let (mut frames, mut bytes) = (0, 0);
-    for index in 0..entry.header().activations.len() {
-        let (f, b) = verify_activation(entry.as_ref(), index)?;
-        frames += f;
-        bytes += b;
+    for (index, activation) in entry.header().activations.iter().enumerate() {
+        decode_frames(entry.as_ref(), index, |_| {})?;
+        frames += activation.frames.len() as u64;
+        bytes += activation.stored_bytes();
     }
     Ok((frames, bytes))
-}
-
-fn verify_activation(entry: &dyn Stored, index: usize) -> Result<(u64, u64)> {
-    let header = entry.header();
-    let activation = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
-    let layout = &activation.layout;
-    let model = activation.model.map(|id| entry.model(&id)).transpose()?;
-    let (mut at, mut rows, mut decoded) = (0, layout.rows(), Vec::new());
-    for (n, frame) in activation.frames.iter().enumerate() {
-        let count = activation.frame_rows.min(rows);
-        rows -= count;
-        decoded.resize(size(count * layout.row_bytes())?, 0);
-        entry
-            .with_bytes(index, at, frame.length as usize, &mut |stored| {
-                if frame_checksum(stored) != frame.checksum {
-                    return Err(Error::new(crate::error::Kind::Checksum, "it does not match its checksum"));
-                }
-                decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model.as_deref(), &mut decoded)
-            })
-            .map_err(|e| {
-                e.within(format!("frame `{n}` of `{}` of entry `{}`", activation.point, header.document.key()))
-            })?;
-        at += u64::from(frame.length);
-    }
-    Ok((activation.frames.len() as u64, at))
 }

@@ -19,6 +19,7 @@ pub mod hook_point;
 pub mod inspect;
 mod lock;
 pub mod manifest;
+pub mod migrate;
 pub mod pool;
 pub mod reader;
 pub mod staging;

@@ -34,6 +34,11 @@ impl OnConflict {
             Self::Number => "number",
         }
     }
+
+    /// The rule called `name`.
+    pub fn parse(name: &str) -> Result<Self> {
+        find(Self::ALL, "on_conflict", name, Self::name)
+    }
 }
 
 /// What a commit promises when it returns.
@@ -101,7 +106,7 @@ impl Settings {
                 fields.dtype.as_deref().map(packed_dtype).transpose()?,
                 Overflow::parse(&fields.overflow)?,
             )?,
-            on_conflict: find(OnConflict::ALL, "on_conflict", &fields.on_conflict, OnConflict::name)?,
+            on_conflict: OnConflict::parse(&fields.on_conflict)?,
             durability: find(Durability::ALL, "durability", &fields.durability, Durability::name)?,
         })
     }

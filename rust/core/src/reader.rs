@@ -53,6 +53,73 @@ pub fn read(store: &Store, requests: Vec<Request<'_>>) -> Result<()> {
     store.pool().install(|| tasks.into_par_iter().try_for_each(run))?
 }
 
+/// Decodes an activation frame by frame, in the memory of one frame.
+pub fn decode_frames(entry: &dyn Stored, index: usize, mut f: impl FnMut(&[u8])) -> Result<()> {
+    let activation = activation_of(entry, index)?;
+    let layout = &activation.layout;
+    let model = activation.model.map(|id| entry.model(&id)).transpose()?;
+    let (mut at, mut rows, mut decoded) = (0, layout.rows(), Vec::new());
+    for (number, frame) in activation.frames.iter().enumerate() {
+        let count = activation.frame_rows.min(rows);
+        rows -= count;
+        decoded.resize(size(count * layout.row_bytes())?, 0);
+        entry
+            .with_bytes(index, at, frame.length as usize, &mut |stored| {
+                check_frame(frame, stored)?;
+                decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model.as_deref(), &mut decoded)
+            })
+            .map_err(|e| named(e, number, entry, activation))?;
+        f(&decoded);
+        at += u64::from(frame.length);
+    }
+    Ok(())
+}
+
+/// The stored bytes of an activation, every frame checked and none decoded.
+pub fn stored_frames(entry: &dyn Stored, index: usize) -> Result<Vec<u8>> {
+    let activation = activation_of(entry, index)?;
+    let mut bytes = Vec::with_capacity(size(activation.stored_bytes())?);
+    let mut frames = activation.frames.iter().enumerate().peekable();
+    while let Some(&(first, _)) = frames.peek() {
+        let mut piece = Vec::new();
+        let mut length = 0;
+        while let Some(next) = frames.next_if(|_| length < TASK_BYTES) {
+            length += next.1.length as usize;
+            piece.push(next);
+        }
+        let start = bytes.len() as u64;
+        entry
+            .with_bytes(index, start, length, &mut |stored| {
+                bytes.extend_from_slice(stored);
+                Ok(())
+            })
+            .map_err(|e| named(e, first, entry, activation))?;
+        let mut stored = bytes.get(size(start)?..).unwrap_or_default();
+        for (number, frame) in piece {
+            let (mine, rest) = stored.split_at_checked(frame.length as usize).unwrap_or_default();
+            stored = rest;
+            check_frame(frame, mine).map_err(|e| named(e, number, entry, activation))?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn activation_of(entry: &dyn Stored, index: usize) -> Result<&Activation> {
+    entry.header().activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))
+}
+
+fn check_frame(frame: &Frame, stored: &[u8]) -> Result<()> {
+    if frame_checksum(stored) == frame.checksum {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Checksum, "it does not match its checksum"))
+}
+
+fn named(error: Error, frame: usize, entry: &dyn Stored, activation: &Activation) -> Error {
+    let key = entry.header().document.key();
+    error.within(format!("frame `{frame}` of `{}` of entry `{key}`", activation.point))
+}
+
 /// Some rows of one frame, and where they go.
 struct Piece<'a> {
     frame: usize,
@@ -71,8 +138,7 @@ struct Task<'a> {
 
 fn plan(request: Request<'_>) -> Result<Vec<Task<'_>>> {
     let Request { entry, activation: index, rows, out } = request;
-    let activation =
-        entry.header().activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+    let activation = activation_of(entry.as_ref(), index)?;
     let row_bytes = size(activation.layout.row_bytes())?;
     let wanted = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
     if wanted * activation.layout.row_bytes() != out.len() as u64 {
@@ -155,9 +221,9 @@ fn some_pieces<'a>(
 
 fn run(task: Task<'_>) -> Result<()> {
     let Task { entry, activation: index, model, start, pieces } = task;
-    let header = entry.header();
-    let activation = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
-    let named = |e: Error| e.within(format!("`{}` of entry `{}`", activation.point, header.document.key()));
+    let activation = activation_of(entry.as_ref(), index)?;
+    let key = entry.header().document.key();
+    let named = |e: Error| e.within(format!("`{}` of entry `{key}`", activation.point));
     let lengths = pieces.iter().map(|piece| frame_of(activation, piece.frame).map(|frame| frame.length as usize));
     let length = lengths.sum::<Result<usize>>()?;
     let mut pieces = Some(pieces);
@@ -186,9 +252,7 @@ fn read_frame(
     model: Option<&Model>,
     piece: Piece<'_>,
 ) -> Result<()> {
-    if frame_checksum(stored) != frame.checksum {
-        return Err(Error::new(Kind::Checksum, format!("frame `{}` does not match its checksum", piece.frame)));
-    }
+    check_frame(frame, stored).map_err(|e| e.within(format!("frame `{}`", piece.frame)))?;
     let layout = &activation.layout;
     let decode = |out: &mut [u8]| decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model, out);
     let first = piece.frame as u64 * activation.frame_rows;

@@ -71,7 +71,7 @@ impl Writer {
 
     /// Queues an entry that is encoded already; waits while the queue is full.
     pub fn put_encoded(&self, entry: EncodedEntry) -> Result<()> {
-        let bytes = entry.stored_bytes();
+        let bytes = entry.held_bytes();
         self.make_room(bytes, bytes)?;
         let (sender, encoded) = bounded(1);
         // The receiver is here: the channel has room and is open.
@@ -138,11 +138,7 @@ impl Writer {
     fn send_draft(&self, draft: Draft, bytes: u64) -> Result<()> {
         let store = &self.shared.store;
         let settings = store.manifest().settings;
-        let models = {
-            let mut models = lock(store.models());
-            fit_models(&settings, &draft, &mut models)?;
-            models_of(&draft, &models)
-        };
+        let models = models_for(store, &draft)?;
         let (sender, encoded) = bounded(1);
         let pool = store.pool();
         pool.start()?;
@@ -248,11 +244,14 @@ impl Drop for Writer {
     }
 }
 
-type Models = HashMap<ModelKey, Arc<Model>>;
+pub(crate) type Models = HashMap<ModelKey, Arc<Model>>;
 
-fn models_of(draft: &Draft, models: &Models) -> Models {
+/// The store's models for a draft, fitted where there are none yet. Drafts in the same order get the same models.
+pub(crate) fn models_for(store: &Store, draft: &Draft) -> Result<Models> {
+    let mut models = lock(store.models());
+    fit_models(&store.manifest().settings, draft, &mut models)?;
     let wanted = |key: &&ModelKey| draft.activations.iter().any(|(point, _)| *point == key.0);
-    models.keys().filter(wanted).filter_map(|key| Some((key.clone(), models.get(key)?.clone()))).collect()
+    Ok(models.keys().filter(wanted).filter_map(|key| Some((key.clone(), models.get(key)?.clone()))).collect())
 }
 
 /// A store that already has entries goes on with the models of its last one.

@@ -4,6 +4,8 @@
 mod arrow;
 mod buffer;
 mod errors;
+mod migrate;
+mod progress;
 mod report;
 mod staging;
 mod store;
@@ -17,6 +19,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::buffer::PySlot;
+    #[pymodule_export]
+    use crate::migrate::{compare, migrate};
     #[pymodule_export]
     use crate::staging::PyRing;
     #[pymodule_export]

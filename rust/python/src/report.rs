@@ -1,7 +1,6 @@
 //! Reports of the core as JSON.
 
 use actstore::inspect::{Info, PointInfo, Report};
-use pyo3::prelude::*;
 use serde_json::{Value, json};
 
 pub(crate) fn info(info: &Info) -> String {
@@ -30,10 +29,4 @@ pub(crate) fn verification(report: &Report) -> String {
         .map(|one| json!({"key": one.key.as_deref(), "kind": one.error.kind().as_str(), "message": one.error.to_string()}))
         .collect();
     json!({"entries": report.entries, "frames": report.frames, "bytes": report.bytes, "damage": damage}).to_string()
-}
-
-/// Tells of progress, and lets Ctrl-C through.
-pub(crate) fn step(py: Python<'_>, progress: Option<&Py<PyAny>>, done: u64, total: u64) -> PyResult<()> {
-    py.check_signals()?;
-    progress.map_or(Ok(()), |progress| progress.call1(py, (done, total)).map(drop))
 }

@@ -37,7 +37,7 @@ type Wanted<'py> = (Bound<'py, PyStoredEntry>, String, Option<PositionsLike>, Bo
 
 #[pyclass(name = "Store", module = "actstore._core", frozen)]
 pub(crate) struct PyStore {
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
 }
 
 #[pymethods]
@@ -149,19 +149,10 @@ impl PyStore {
 
     #[pyo3(signature = (progress=None))]
     fn verify(&self, py: Python<'_>, progress: Option<Py<PyAny>>) -> Outcome<String> {
-        let mut interrupted = None;
-        let report = py.detach(|| {
-            inspect::verify(&self.store, |done, total| {
-                Python::attach(|py| crate::report::step(py, progress.as_ref(), done, total)).map_err(|error| {
-                    interrupted = Some(error);
-                    Error::new(Kind::Closed, "verification was interrupted")
-                })
-            })
+        let report = crate::progress::watched(py, progress, |step| {
+            inspect::verify(&self.store, |done, total| step((done, total)))
         });
-        match interrupted {
-            Some(error) => Err(error.into()),
-            None => Ok(crate::report::verification(&report?)),
-        }
+        Ok(crate::report::verification(&report?))
     }
 
     fn close(&self, py: Python<'_>) -> Outcome<()> {

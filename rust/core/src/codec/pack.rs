@@ -77,6 +77,11 @@ impl Pack {
         }
     }
 
+    /// Whether activations of `dtype` may come out as another dtype.
+    pub fn converts(&self, dtype: Dtype) -> bool {
+        self.dtype.is_some_and(|wanted| wanted != dtype) && Source::of(dtype).is_some()
+    }
+
     /// Converts float16, bfloat16, float32 and float64 to the dtype asked for; a tensor of any other dtype, or of that
     /// one, comes back as it is. Non-finite values are counted either way.
     pub fn apply(&self, tensor: Tensor) -> Result<(Tensor, PackCounts)> {

@@ -48,6 +48,11 @@ impl EncodedEntry {
     pub fn stored_bytes(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.len() as u64).sum()
     }
+
+    /// Bytes held in memory, about: frames, token ids and text.
+    pub fn held_bytes(&self) -> u64 {
+        self.stored_bytes() + self.header.document.held_bytes(self.header.token_ids.as_deref())
+    }
 }
 
 /// One change of a commit.

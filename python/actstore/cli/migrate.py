@@ -1,0 +1,142 @@
+"""`migrate SOURCE_FORMAT TARGET_FORMAT --source S --target T`: from store to store, resumable."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from actstore.cli.app import FormatOption, command
+from actstore.cli.output import print_fields, print_json
+from actstore.cli.progress import Progress
+from actstore.errors import InvalidInputError
+from actstore.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from actstore.migration import Migration
+    from actstore.reports import MigrationReport
+
+_UPDATE_INTERVAL_SECONDS = 0.1
+
+
+@command
+def migrate(
+    context: typer.Context,
+    source_format: Annotated[str, typer.Argument(metavar="SOURCE_FORMAT", help="`auto`, `shards`, `lmdb` or `json`.")],
+    target_format: Annotated[str, typer.Argument(metavar="TARGET_FORMAT", help="As SOURCE_FORMAT.")],
+    *,
+    source: Annotated[Path, typer.Option(help="The store to read.")],
+    target: Annotated[Path, typer.Option(help="The store to write; created, or gone on with.")],
+    codec: Annotated[str | None, typer.Option(help="Of a new target, such as `zstd`; else the source's.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a new `json` target: `text` or `base64`.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
+    overflow: Annotated[str | None, typer.Option(help="Of values beyond it: `error`, `saturate`, `keep`.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Migrate only this entry; repeatable.")] = None,
+    keys_from: Annotated[Path | None, typer.Option(help="File of keys to migrate, one a line.")] = None,
+    layers: Annotated[str | None, typer.Option(help="`first_half`, `second_half` or numbers such as `4,-1`.")] = None,
+    points: Annotated[str | None, typer.Option(help="Hook points, separated by commas.")] = None,
+    on_conflict: Annotated[
+        str, typer.Option(help="For a key with other content: `error`, `skip`, `replace` or `number`.")
+    ] = "error",
+    verify: Annotated[bool, typer.Option("--verify", help="Then read the target and compare.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what would be written.")] = False,
+    report_format: FormatOption = "text",
+) -> None:
+    """Bring entries from one store to another: another backend, codec or dtype, or a part of them, without loss.
+
+    Repeat the command to continue an interrupted migration: what the target has is skipped. Exit status 1 where
+    `--verify` finds differences.
+    """
+    from actstore.migration import Request, opened
+
+    options = {"codec": codec, "encoding": encoding, "dtype": dtype, "overflow": overflow}
+    places = None if points is None else points.split(",")
+    keys = None if key is None and keys_from is None else [*(key or []), *_read_keys(keys_from)]
+    request = Request(source_format, target_format, options, keys, layers, places, on_conflict)
+    with opened(source, target, request, dry_run=dry_run) as migration:
+        if dry_run:
+            _print(migration.estimate(), target, report_format)
+            return
+        report = _run(migration, verify=verify, shown=context.obj.progress)
+    _print(report, target, report_format)
+    if report.differences:
+        raise typer.Exit(1)
+
+
+def _read_keys(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError("invalid_option", f"`{path}` is not UTF-8: {error.reason}") from None
+    return [line.rstrip("\r") for line in lines if line.strip()]
+
+
+def _run(migration: Migration, *, verify: bool, shown: bool) -> MigrationReport:
+    total = migration.total
+    follower = _Follower(Progress(total, "entries", shown=shown))
+    try:
+        with follower.bar:
+            report = migration.copy(follower)
+    except KeyboardInterrupt:
+        message = f"stopped at {follower.done}/{total} entries; run the same command again to continue"
+        typer.echo(message, err=True)
+        raise typer.Exit(130) from None
+    if not verify:
+        return report
+    follower = _Follower(Progress(total, "verified", shown=shown))
+    with follower.bar:
+        return migration.verify(report, follower)
+
+
+class _Follower:
+    """Shows how far a migration is, not more often than anybody looks."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.done = 0
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self, done: int, total: int, raw_bytes: int) -> None:
+        self.done = done
+        now = time.monotonic()
+        if done == total or now - self._shown >= _UPDATE_INTERVAL_SECONDS:
+            self._shown = now
+            self.bar.update(done, f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s")
+
+
+def _print(report: MigrationReport, target: Path, report_format: str) -> None:
+    if report_format == "json":
+        print_json({**_plain(asdict(report)), "target": str(target)})
+        return
+    if report.dry_run:
+        print_fields(_estimated(report, target))
+        return
+    for difference in report.differences:
+        typer.echo(f"differs: {difference['message']}")
+    typer.echo(str(report))
+    if report.conflicts:
+        typer.echo(f"{report.conflicts:,} keys were there with other content")
+    typer.echo(f"in {target} ({report.backend}, {format_bytes(report.file_bytes)})")
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+def _estimated(report: MigrationReport, target: Path) -> list[tuple[str, str]]:
+    ratio = "" if report.ratio is None else f" (ratio {report.ratio:.3f})"
+    return [
+        ("target", f"{target} ({report.backend})"),
+        ("to migrate", f"{report.migrated:,} of {report.entries:,} entries"),
+        ("frames", f"copied of {report.copied:,} entries, encoded of {report.encoded:,}"),
+        ("skipped", f"{report.skipped:,}"),
+        ("conflicts", f"{report.conflicts:,}"),
+        ("raw", f"about {format_bytes(report.raw_bytes)}"),
+        ("stored", f"about {format_bytes(report.stored_bytes)}{ratio}"),
+        ("files", f"about {format_bytes(report.file_bytes)} afterwards"),
+    ]

@@ -1,0 +1,90 @@
+"""From store to store: to another backend, codec or dtype, whole or in part, without loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actstore.errors import CorruptError
+from actstore.migration.run import Migration, Request, opened
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable
+
+    import torch
+
+    from actstore.hook_points import LayersLike, PointLike
+    from actstore.reports import MigrationReport
+    from actstore.store import Store
+
+__all__ = ["Migration", "Request", "migrate", "opened", "raise_differences"]
+
+_NAMED_KEYS = 3
+
+
+def migrate(
+    source: Store | str | os.PathLike[str],
+    target: Store | str | os.PathLike[str],
+    *,
+    source_format: str | None = None,
+    target_format: str | None = None,
+    codec: str | None = None,
+    encoding: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    overflow: str | None = None,
+    keys: str | Iterable[str] | None = None,
+    layers: LayersLike | None = None,
+    points: PointLike | Iterable[PointLike] | None = None,
+    on_conflict: str = "error",
+    verify: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int, int], object] | None = None,
+) -> MigrationReport:
+    """Bring the entries of one store to another, in their order: text, token ids, metadata, activations, bit for bit.
+
+    `source` and `target` are paths or open stores; only so can a store in memory take part. Repeating an interrupted
+    migration continues it: what the target has is skipped. Frames are copied as they are stored where both stores have
+    the same codec and nothing is converted or left out, else decoded and encoded; about 1 GiB is held, or the `memory`
+    of an open target, and one entry more.
+
+    The formats are `shards`, `lmdb` and `json`, or `auto` for what is found. A target that does not exist needs one,
+    and is created with `codec`, `encoding`, `dtype` and `overflow` as for `create`; left out, they are those of the
+    source where the backend has them. One that exists must have what is given.
+
+    `keys`: these entries, in this order. `points`: these hook points of each entry, in any spelling; one without a
+    layer, such as `resid_post`, at each of `layers`, and left out every point at `layers`. `on_conflict`: what becomes
+    of a key that the target has with other content, as for `create`. `verify` reads the target again and holds its
+    content ids, computed from what it decodes to, against those of the source. `dry_run` writes nothing and estimates
+    from a sample of 16 entries. `progress(done, total, raw_bytes)` counts entries, for `verify` from zero again, and
+    may raise to stop; what was done before then stays.
+
+    Errors: `InvalidInputError` (`invalid_option`, `unknown_layer`, `unknown_point`), `NotFoundError` (`not_a_store`,
+    `no_such_key`), `KeyConflictError`, and `CorruptError` for a damaged entry, which ends the migration, and for what
+    `verify` finds.
+    """
+    options = {
+        "codec": codec,
+        "encoding": encoding,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "overflow": overflow,
+    }
+    request = Request(source_format, target_format, options, keys, layers, points, on_conflict)
+    with opened(source, target, request, dry_run=dry_run) as migration:
+        if dry_run:
+            return migration.estimate()
+        report = migration.copy(progress)
+        if verify:
+            report = migration.verify(report, progress)
+    raise_differences(report)
+    return report
+
+
+def raise_differences(report: MigrationReport) -> None:
+    """Raise `CorruptError` of kind `checksum`, naming the first entries, where verification found differences."""
+    if report.differences:
+        named = ", ".join(f"`{difference['key']}`" for difference in report.differences[:_NAMED_KEYS])
+        message = (
+            f"{len(report.differences)} of {report.entries} entries differ after migrating, such as {named}: "
+            f"{report.differences[0]['message']}"
+        )
+        raise CorruptError("checksum", message)
