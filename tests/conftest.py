@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import actstore
+from actstore import _core
 from actstore.store import Store
 
 
-@pytest.fixture(params=["shards", "memory"])
+@pytest.fixture(params=_core.backends())
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

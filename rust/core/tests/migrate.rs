@@ -28,7 +28,7 @@ fn run(source: &Arc<Store>, target: &Arc<Store>, plan: &Plan) -> Result<Summary>
 }
 
 fn keys(store: &Store) -> Vec<Arc<str>> {
-    store.reading().unwrap().keys()
+    store.reading().unwrap().keys().unwrap()
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl Plan {
         let backend = source.reading()?;
         let Some(keys) = &self.keys else {
             return match backend.damage().into_iter().next() {
-                None => Ok(backend.keys()),
+                None => backend.keys(),
                 Some(damage) => {
                     let message = format!(
                         "the source is damaged, so that entries may be missing: {damage}; pass `keys` to migrate those it has"
@@ -80,7 +80,7 @@ impl Plan {
         let mut seen = HashSet::new();
         let mut chosen = Vec::with_capacity(keys.len());
         for key in keys.iter().filter(|key| seen.insert(key.as_str())) {
-            if backend.content_id(key).is_none() {
+            if backend.content_id(key)?.is_none() {
                 source.entry(key)?;
             }
             chosen.push(Arc::from(key.as_str()));
@@ -106,23 +106,23 @@ enum Held {
 }
 
 /// Looks for `content_id` where an entry of `key` is, or where numbering would have put it.
-fn look_up(target: &dyn Backend, key: &str, content_id: ContentId, on_conflict: OnConflict) -> Held {
-    match target.content_id(key) {
-        None => return Held::Nothing,
-        Some(stored) if stored == content_id => return Held::Same(key.to_owned()),
+fn look_up(target: &dyn Backend, key: &str, content_id: ContentId, on_conflict: OnConflict) -> Result<Held> {
+    match target.content_id(key)? {
+        None => return Ok(Held::Nothing),
+        Some(stored) if stored == content_id => return Ok(Held::Same(key.to_owned())),
         Some(_) => {}
     }
     if on_conflict == OnConflict::Number {
         for number in 1_u64.. {
             let numbered = format!("{key}#{number}");
-            match target.content_id(&numbered) {
+            match target.content_id(&numbered)? {
                 None => break,
-                Some(stored) if stored == content_id => return Held::Same(numbered),
+                Some(stored) if stored == content_id => return Ok(Held::Same(numbered)),
                 Some(_) => {}
             }
         }
     }
-    Held::Other
+    Ok(Held::Other)
 }
 
 /// Refuses two handles of one store: a migration would read what it writes.

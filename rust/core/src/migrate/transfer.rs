@@ -85,10 +85,10 @@ impl Transfer<'_> {
     /// Whether an entry needs no reading: the target has it, or a rule says that it keeps what it has. What is in a store
     /// has passed its packing, and packing what is packed changes nothing: equal contents are so with any dtype.
     fn is_there(&mut self, key: &str) -> Result<bool> {
-        let Some(content_id) = self.source.reading()?.content_id(key) else { return Ok(false) };
+        let Some(content_id) = self.source.reading()?.content_id(key)? else { return Ok(false) };
         let on_conflict = self.plan.on_conflict;
         let whole = self.plan.points.is_none();
-        Ok(match look_up(self.target.reading()?, key, content_id, on_conflict) {
+        Ok(match look_up(self.target.reading()?, key, content_id, on_conflict)? {
             Held::Same(_) => whole,
             // Of content that changes on its way it is not known yet whether the target has it.
             Held::Other if on_conflict == OnConflict::Skip => {
@@ -210,7 +210,7 @@ impl Transfer<'_> {
 
     fn put(&mut self, encoded: EncodedEntry, copied: bool) -> Result<()> {
         let key = encoded.header.document.key();
-        let held = look_up(self.target.reading()?, key, encoded.content_id, self.plan.on_conflict);
+        let held = look_up(self.target.reading()?, key, encoded.content_id, self.plan.on_conflict)?;
         match (held, self.plan.on_conflict) {
             (Held::Same(_), _) => {
                 self.summary.skipped += 1;
