@@ -668,6 +668,35 @@ fn a_row_larger_than_memory_should_hold_as_text_is_read_by_its_parts() {
 }
 
 #[test]
+fn white_space_never_fills_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let store = create(&root, "text");
+    let of = |rows: u64, values: u64| {
+        let layout = Layout::new(Dtype::UInt8, vec![rows, values]).unwrap();
+        let bytes = (0..layout.bytes()).map(|n| n.to_le_bytes()[0]).collect();
+        Tensor::new(layout, bytes).unwrap()
+    };
+    let activations = [("blocks.0.hook_mlp_out", of(3, 3000)), ("logits", of(3, 10))];
+    let named = activations.clone().map(|(point, tensor)| (HookPoint::new(point).unwrap(), tensor)).to_vec();
+    let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
+    put(&store, [Draft::new(document, None, named).unwrap()]).unwrap();
+    let file = file_of(&root, "k");
+    let text = std::fs::read_to_string(&file).unwrap().replace("\"index\"", "\"Index\"");
+    let spaces = " ".repeat(24 << 20);
+    let (first, second) = text.split_at(text.find("\"logits\"").unwrap());
+    for first in [first.replace("],\n[", &format!("],{spaces}[")), first.replacen("[0,", &format!("[0,{spaces}"), 1)] {
+        std::fs::write(&file, format!("{first}{second}")).unwrap();
+        for (point, tensor) in &activations {
+            assert_eq!(rows(&store, "k", point, &Positions::All).unwrap(), tensor.bytes());
+        }
+    }
+    std::fs::write(&file, format!("{first}{}", second.replacen("],\n[", &format!("],{spaces}["), 1))).unwrap();
+    let error = store.entry("k").err().unwrap();
+    assert_eq!(error.kind(), Kind::LimitExceeded, "{error}");
+}
+
+#[test]
 fn an_entry_that_was_looked_up_is_never_another() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("store");

@@ -15,8 +15,10 @@ use crate::tensor::Dtype;
 
 /// Kept between reads by each thread; larger buffers are given back.
 const KEPT_BYTES: usize = 8 << 20;
-/// A row with more text is read by its parts.
+/// Frames with more text together are read one by one, a row with more by its parts.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
+/// White space may be this generous, above which it is there to fill memory.
+const MAX_TEXT_PER_BYTE: u64 = 1024;
 /// Text of parts that is read at a time.
 const PART_BYTES: u64 = 4 << 20;
 
@@ -92,6 +94,10 @@ impl Parser<'_> {
         if let ([parts, shape @ ..], 1, true) = (shape, rows, length > MAX_TEXT_BYTES) {
             return self.read_parts(*parts, shape, range, out);
         }
+        if length > MAX_TEXT_BYTES && length / MAX_TEXT_PER_BYTE > out.len() as u64 {
+            let message = format!("`{length}` bytes of text for `{}` bytes of values are above the limit", out.len());
+            return Err(Error::new(Kind::LimitExceeded, message));
+        }
         self.text.resize(size(length)?, 0);
         self.file.read_at(range.start, self.text)?;
         read_rows(self.dtype, rows, shape, self.text, out)
@@ -143,14 +149,24 @@ impl Buffers {
         let layout = &activation.layout;
         let frame_bytes = (activation.frame_rows.min(layout.rows()) * layout.row_bytes()).max(1);
         let (first, stop) = (bytes.start / frame_bytes, bytes.end.div_ceil(frame_bytes));
-        let Some([head, .., tail] | [head @ tail]) = frames.get(size(first)?..size(stop)?) else { return Ok(None) };
+        let frames = frames.get(size(first)?..size(stop)?);
+        let Some(frames @ ([head, .., tail] | [head @ tail])) = frames else { return Ok(None) };
+        let whole = head.start..tail.end;
+        let short = whole.end.saturating_sub(whole.start) <= MAX_TEXT_BYTES;
         let start = first * frame_bytes;
-        let rows = ((stop * frame_bytes).min(layout.bytes()) - start) / layout.row_bytes().max(1);
-        self.raw.resize(size(rows * layout.row_bytes())?, 0);
-        let shape = layout.shape().get(1..).unwrap_or_default();
-        Parser { file, dtype: layout.dtype(), text: &mut self.text }
-            .read(rows, shape, head.start..tail.end, &mut self.raw)
-            .map_err(|e| e.within(format!("`{}`", file.path().display())))?;
+        let mut left = (stop * frame_bytes).min(layout.bytes()) - start;
+        self.raw.resize(size(left)?, 0);
+        let mut rest = self.raw.as_mut_slice();
+        let mut parser = Parser { file, dtype: layout.dtype(), text: &mut self.text };
+        for text in if short { std::slice::from_ref(&whole) } else { frames } {
+            let length = if short { left } else { frame_bytes.min(left) };
+            left -= length;
+            let mine = rest.split_off_mut(..size(length)?).ok_or_else(|| beyond(activation))?;
+            let rows = length / layout.row_bytes().max(1);
+            parser
+                .read(rows, layout.shape().get(1..).unwrap_or_default(), text.clone(), mine)
+                .map_err(|e| e.within(format!("`{}`", file.path().display())))?;
+        }
         Ok(self.raw.get(size(bytes.start - start)?..size(bytes.end - start)?))
     }
 
