@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::codec::decode;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::{frame_checksum, malformed, size};
 use crate::hook_point::HookPoint;
 use crate::store::{Store, Stored};
@@ -143,11 +143,20 @@ pub fn verify(store: &Store, mut progress: impl FnMut(u64, u64) -> Result<()>) -
 }
 
 fn verify_entry(store: &Store, key: &str) -> Result<(u64, u64)> {
-    // Deleted while verifying: nothing is wrong with it.
-    let Some(entry) = store.reading()?.entry(key)? else { return Ok((0, 0)) };
+    loop {
+        // Deleted while verifying: nothing is wrong with it. Replaced: the new entry is the one to look at.
+        let Some(entry) = store.reading()?.entry(key)? else { return Ok((0, 0)) };
+        match verify_activations(entry.as_ref()) {
+            Err(error) if error.kind() == Kind::NoSuchKey => {}
+            verified => return verified,
+        }
+    }
+}
+
+fn verify_activations(entry: &dyn Stored) -> Result<(u64, u64)> {
     let (mut frames, mut bytes) = (0, 0);
     for index in 0..entry.header().activations.len() {
-        let (f, b) = verify_activation(entry.as_ref(), index)?;
+        let (f, b) = verify_activation(entry, index)?;
         frames += f;
         bytes += b;
     }
@@ -167,7 +176,7 @@ fn verify_activation(entry: &dyn Stored, index: usize) -> Result<(u64, u64)> {
         entry
             .with_bytes(index, at, frame.length as usize, &mut |stored| {
                 if frame_checksum(stored) != frame.checksum {
-                    return Err(Error::new(crate::error::Kind::Checksum, "it does not match its checksum"));
+                    return Err(Error::new(Kind::Checksum, "it does not match its checksum"));
                 }
                 decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model.as_deref(), &mut decoded)
             })
