@@ -9,7 +9,7 @@ import actstore
 from actstore.store import Store
 
 
-@pytest.fixture(params=["shards", "memory"])
+@pytest.fixture(params=["shards", "lmdb", "memory"])
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
