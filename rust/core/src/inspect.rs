@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::hook_point::HookPoint;
 use crate::reader::decode_frames;
 use crate::store::{Store, Stored};
@@ -142,11 +142,20 @@ pub fn verify(store: &Store, mut progress: impl FnMut(u64, u64) -> Result<()>) -
 }
 
 fn verify_entry(store: &Store, key: &str) -> Result<(u64, u64)> {
-    // Deleted while verifying: nothing is wrong with it.
-    let Some(entry) = store.reading()?.entry(key)? else { return Ok((0, 0)) };
+    loop {
+        // Deleted while verifying: nothing is wrong with it. Replaced: the new entry is the one to look at.
+        let Some(entry) = store.reading()?.entry(key)? else { return Ok((0, 0)) };
+        match verify_activations(entry.as_ref()) {
+            Err(error) if error.kind() == Kind::NoSuchKey => {}
+            verified => return verified,
+        }
+    }
+}
+
+fn verify_activations(entry: &dyn Stored) -> Result<(u64, u64)> {
     let (mut frames, mut bytes) = (0, 0);
     for (index, activation) in entry.header().activations.iter().enumerate() {
-        decode_frames(entry.as_ref(), index, |_| {})?;
+        decode_frames(entry, index, |_| {})?;
         frames += activation.frames.len() as u64;
         bytes += activation.stored_bytes();
     }

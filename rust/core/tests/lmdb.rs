@@ -462,6 +462,71 @@ fn a_chunk_beyond_a_value_is_stored_in_pieces() {
     assert!(damage(&store).is_empty());
 }
 
+/// Entry `m<n>`, of which `planes` learns the usual exponent of each channel.
+fn learnable(n: u64) -> Draft {
+    let document = Document::parse(&format!(r#"{{"key":"m{n}","key_recipe":"user"}}"#)).unwrap();
+    let layout = Layout::new(Dtype::BFloat16, vec![64, 256]).unwrap();
+    let value = |at: u64| 0x3F80u16 ^ u16::try_from(((at % 256 * 7 % 40) << 7) | (chance(n, at) % 128)).unwrap();
+    let bytes = (0..64 * 256).flat_map(|at| value(at).to_le_bytes()).collect();
+    let tensor = Tensor::new(layout, bytes).unwrap();
+    Draft::new(document, None, vec![(HookPoint::new(POINT).unwrap(), tensor)]).unwrap()
+}
+
+#[test]
+fn a_damaged_copy_of_a_model_costs_nothing_and_is_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let store = create(&root);
+    put(&store, (0..4).map(learnable)).unwrap();
+    let entry = store.entry("m1").unwrap();
+    let model = entry.model(&entry.header().activations[0].model.unwrap()).unwrap();
+    store.close().unwrap();
+    drop((entry, store));
+    let whole = std::fs::read(root.join("data.mdb")).unwrap();
+    let length = model.bytes().len();
+    let copies: Vec<_> = (0..whole.len() - length).filter(|&at| &whole[at..at + length] == model.bytes()).collect();
+    assert_eq!(copies.len(), 2);
+    for at in copies {
+        let mut bytes = whole.clone();
+        bytes[at + 5] ^= 1;
+        std::fs::write(root.join("data.mdb"), &bytes).unwrap();
+        let store = open(&root, false);
+        for n in 0..4 {
+            let stored = rows(&store, &format!("m{n}"), POINT, &Positions::All).unwrap();
+            assert!(stored == learnable(n).activations[0].1.bytes());
+        }
+        let found = damage(&store);
+        assert!(found.len() == 1 && found[0].to_string().starts_with("copy `"), "{found:?}");
+    }
+}
+
+#[test]
+fn verifying_beside_a_writer_finds_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let writer = create(&root);
+    put(&writer, (0..20).map(|n| draft(n, 0))).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let verifying = scope.spawn(|| {
+            let (store, mut rounds) = (open(&root, false), 0);
+            while !done.load(Ordering::SeqCst) {
+                let found = damage(&store);
+                assert!(found.is_empty(), "{found:?}");
+                rounds += 1;
+            }
+            rounds
+        });
+        for version in 1..120 {
+            put(&writer, (0..20).filter(|n| n % 3 == version % 3).map(|n| draft(n, version))).unwrap();
+            writer.delete(&[format!("k{}", version % 20)]).unwrap();
+        }
+        done.store(true, Ordering::SeqCst);
+        assert!(verifying.join().unwrap() > 3);
+    });
+    assert!(damage(&writer).is_empty());
+}
+
 fn foreign(root: &Path) {
     std::fs::create_dir(root).unwrap();
     // Another program's environment, as bytes: its own library would leave its lock here.
