@@ -60,7 +60,8 @@ def test_py_lmdb_lists_a_store(tmp_path: Path) -> None:
 
 
 def finite(array: np.ndarray) -> np.ndarray:
-    return np.isfinite(array.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        return np.isfinite(array.astype(np.float64))
 
 
 def expected_file(directory: Path, key: str) -> Path:
@@ -94,7 +95,7 @@ def test_plain_json_reads_a_store(tmp_path: Path) -> None:
         assert tmp_path / "s" / listed["activation_file"] == path
         loaded = json.loads(path.read_text())
         assert loaded["entry"]["metadata"] == given["metadata"]
-        assert loaded["entry"]["token_ids"] == given["token_ids"]
+        assert loaded["entry"].get("token_ids") == given["token_ids"]
         tensors = loaded["activations"]
         assert len(tensors) == len(given["activations"])
         for name, array in given["activations"].items():

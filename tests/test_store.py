@@ -338,7 +338,9 @@ def test_settings_and_properties(store: Store, backend: str) -> None:
     assert store.backend == backend
     assert (store.mode, store.closed, store.core.closed) == ("a", False, False)
     settings = store.settings
-    assert (settings["codec"], settings["dtype"], settings["overflow"]) == ("planes", None, "error")
+    codec = {"codec": None, "encoding": "text"} if backend == "json" else {"codec": "planes", "encoding": None}
+    assert {name: settings[name] for name in codec} == codec
+    assert (settings["dtype"], settings["overflow"]) == (None, "error")
     assert (settings["on_conflict"], settings["durability"]) == ("error", "commit")
     assert settings["token_convention"] == "at"
     assert settings["store_id"]

@@ -69,7 +69,7 @@ def _fields(document: dict[str, object]) -> dict[str, str]:
 def print_round_trip(trip: RoundTrip) -> None:
     """A row for each station, and the verdict."""
     rows = [
-        (f"to {report.target_format}", f"{report.migrated:,}", format_bytes(report.file_bytes),
+        (f"to {report.backend}", f"{report.migrated:,}", format_bytes(report.file_bytes),
          f"{report.raw_bytes / max(report.seconds, 1e-9) / 1e6:,.0f}")
         for report in trip.reports
     ]  # fmt: skip

@@ -44,7 +44,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 fn file_of(root: &Path, key: &str) -> PathBuf {
-    root.join("activations").join(format!("{}.json", key_of_prompt(&format!("key:{key}"))))
+    root.join("activations").join(format!("{}.json", key_of_prompt(key)))
 }
 
 fn listed(root: &Path) -> Vec<String> {
@@ -719,9 +719,12 @@ fn a_directory_holds_more_than_entries() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("store");
     let store = create(&root, "text");
-    // A prompt's digest and the prompt itself are two keys, so two files.
-    let digest = key_of_prompt("x");
+    let digest = key_of_prompt("the prompt");
     put(&store, [small(&digest, 1), small("x", 2)]).unwrap();
+    // As a key, the prompt itself would have the same file.
+    let error = put(&store, [small("the prompt", 3)]).unwrap_err();
+    assert_eq!(error.kind(), Kind::KeyConflict);
+    assert!(error.to_string().contains("is there already and is another's"), "{error}");
     store.close().unwrap();
     let activations = root.join("activations");
     assert!(activations.join(format!("{digest}.json")).exists());
@@ -761,7 +764,7 @@ fn a_directory_holds_more_than_entries() {
     std::fs::copy(file_of(&root, "x"), file_of(&root, "y")).unwrap();
     let error = put(&store, [small("y", 3)]).unwrap_err();
     assert_eq!(error.kind(), Kind::KeyConflict);
-    assert!(error.to_string().contains("is not of this store"), "{error}");
+    assert!(error.to_string().contains("is there already and is another's"), "{error}");
     put(&store, [small("z", 3)]).unwrap();
 }
 

@@ -45,10 +45,10 @@ const UNFINISHED: &str = ".new";
 /// Files written at the same time, at most: where the disk is full, the rest of a commit is not begun.
 const AT_ONCE: usize = 32;
 
-/// What the file of a key is called. A digest is its own name; of other keys it is a digest that no digest of a prompt
-/// or of ids can be.
+/// What the file of a key is called: a digest is its own name. The text of a prompt and the key made of it share a name;
+/// the second of them is refused.
 fn file_name(key: &str) -> String {
-    if is_digest(key) { format!("{key}.json") } else { format!("{}.json", key_of_prompt(&format!("key:{key}"))) }
+    if is_digest(key) { format!("{key}.json") } else { format!("{}.json", key_of_prompt(key)) }
 }
 
 fn is_digest(name: &str) -> bool {
@@ -203,7 +203,7 @@ impl Json {
                 let path = self.path_of(key);
                 if !replaces && path.symlink_metadata().is_ok() {
                     let message = format!(
-                        "entry `{key}` cannot be written: `{}` is there and is not of this store; move it away, or close the store and open it again",
+                        "entry `{key}` cannot be written: its file `{}` is there already and is another's; give another key, or move it away and open the store again",
                         path.display()
                     );
                     return Err(Failed { error: Error::new(Kind::KeyConflict, message), fatal: false });

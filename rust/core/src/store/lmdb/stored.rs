@@ -70,7 +70,7 @@ fn read_model(view: &View<'_>, id: &ModelId) -> Result<Model, Failure> {
 }
 
 /// The header of the entry that a row of the index is about.
-pub(super) fn read_header(view: &View<'_>, row: &IndexRow<'_>) -> Result<EntryHeader, Failure> {
+fn read_header(view: &View<'_>, row: &IndexRow<'_>) -> Result<EntryHeader, Failure> {
     let record = view.value(view.tables.entries, &number_key(row.id), RecordType::Entry, row.id)?;
     let record = EntryRecord::decode(record.ok_or_else(|| malformed("its record is missing"))?)?;
     let header = EntryHeader::decode(record.header)?;
