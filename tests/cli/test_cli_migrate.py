@@ -62,9 +62,9 @@ def test_differences_are_named_and_are_a_failure(
     assert "differs: entry `even 2` is not in the target" in result.stdout
     result = run(*arguments, "--format", "json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["differences"] == [
-        {"key": "even 2", "message": "entry `even 2` is not in the target"}
-    ]
+    report = json.loads(result.stdout)
+    assert report["differences"] == [{"key": "even 2", "message": "entry `even 2` is not in the target"}]
+    assert report["verified"] == report["entries"] - 1
 
 
 def test_as_json(run: Run, small_store: Path, tmp_path: Path) -> None:
