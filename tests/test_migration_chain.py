@@ -49,12 +49,17 @@ def test_nothing_is_lost_on_the_way(source: tuple[Path, Contents], tmp_path: Pat
 
 
 MIGRATE = textwrap.dedent("""
-    import os, signal, sys
+    import os, signal, sys, time
     import actstore
 
     source, target, backend, last = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    waited = 0
 
     def progress(done, total, raw_bytes):
+        global waited
+        if done - waited >= 100:
+            waited = done
+            time.sleep(0.06)  # so that it dies among commits, not before the first
         if done >= last:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -154,13 +154,13 @@ def test_equal_prompts_count_once(run: Run, prompts: Path, tmp_path: Path) -> No
     assert "lines 1 and 2 have the same prompt and other responses" in result.stderr
 
 
-@pytest.mark.parametrize("option", ["codec", "dtype"])
+@pytest.mark.parametrize("option", ["backend", "codec", "dtype"])
 def test_a_store_keeps_its_settings(option: str, run: Run, prompts: Path, tmp_path: Path) -> None:
     actstore.create(tmp_path / "out", codec="zstd").close()
-    wanted = {"codec": "raw", "dtype": "float16"}[option]
+    wanted = {"backend": "json", "codec": "raw", "dtype": "float16"}[option]
     result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, f"--{option}", wanted)
     assert result.exit_code == 1
-    was = {"codec": "zstd", "dtype": "none"}[option]
+    was = {"backend": "shards", "codec": "zstd", "dtype": "none"}[option]
     assert f"`{option}` is `{wanted}`, but the store `{tmp_path / 'out'}` was created with `{was}`" in result.stderr
     assert run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, "--codec", "zstd").exit_code == 0
 
@@ -247,3 +247,11 @@ def test_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
     assert f"skipping {count} already stored" in result.stdout
     with actstore.open(tmp_path / "out") as store:
         assert len(store) == 120
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "json"])
+def test_a_store_of_another_backend(run: Run, prompts: Path, tmp_path: Path, backend: str) -> None:
+    for _ in range(2):
+        assert run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, "--backend", backend).exit_code == 0
+    with actstore.open(tmp_path / "out") as store:
+        assert (store.backend, len(store)) == (backend, 3)

@@ -45,8 +45,9 @@ def capture(
     ] = "all",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a call of the model.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, greedily.")] = 64,
-    dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Of a new store: `shards` (default), `lmdb` or `json`.")] = None,
     codec: Annotated[str | None, typer.Option(help="`planes` (default), `zstd` or `raw`.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
     model_revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; with --split it makes the keys.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
@@ -79,7 +80,7 @@ def capture(
     loaded = load_model(model, model_revision, device)
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
-    with open_or_create(store, {"codec": codec, "dtype": dtype}) as opened:
+    with open_or_create(store, {"backend": backend, "codec": codec, "dtype": dtype}) as opened:
         settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
         plan = _Plan(loaded, Run(settings, dataset, split), batch_size)
         _capture_remaining(opened, rows, plan, shown=context.obj.progress)

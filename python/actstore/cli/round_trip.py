@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -58,12 +58,10 @@ def _compare(first: Store, last: Store, trip: RoundTrip) -> None:
                 trip.mismatches.append(f"`{name}` of entry `{key}`")
 
 
-def _fields(document: dict[str, object]) -> dict[str, str]:
+def _fields(document: dict[str, Any]) -> dict[str, str]:
     """Every field of a document by its path, spelled so that 1, 1.0 and true differ."""
     own = {name: repr(value) for name, value in document.items() if name != "metadata"}
-    metadata = document["metadata"]
-    assert isinstance(metadata, dict)
-    return own | {f"metadata.{name}": repr(value) for name, value in metadata.items()}
+    return own | {f"metadata.{name}": repr(value) for name, value in document["metadata"].items()}
 
 
 def print_round_trip(trip: RoundTrip) -> None:
