@@ -10,6 +10,7 @@
 //! Of activations those are the exponents; mantissas are noise. Its model is the rounded mean exponent of each channel.
 //! Any bias decodes exactly, so a model learned from the first rows costs later ones at most size, never a bit.
 
+mod float;
 pub mod pack;
 mod planes;
 pub mod text;

@@ -2,6 +2,7 @@
 
 use ::zstd::zstd_safe::{CCtx, DCtx};
 
+use super::float::Float;
 use super::zstd::{self, Scratch};
 use super::{Model, Rows};
 use crate::error::{Error, Kind, Result};
@@ -22,35 +23,11 @@ const ZERO: u8 = 0x80;
 /// Shortest run of biases subtracted at a time.
 const TILE: usize = 64;
 
-/// Where a float keeps its exponent.
-#[derive(Clone, Copy)]
-struct Float {
-    exponent_bits: u32,
-    mantissa_bits: u32,
-    /// The magnitudes from here on are NaN or infinite.
-    nonfinite: u64,
-}
-
 impl Float {
-    fn of(dtype: Dtype) -> Option<Self> {
-        let (exponent_bits, mantissa_bits) = match dtype {
-            Dtype::Float16 => (5, 10),
-            Dtype::BFloat16 => (8, 7),
-            Dtype::Float32 => (8, 23),
-            Dtype::Float64 => (11, 52),
-            Dtype::Float8E4M3 => (4, 3),
-            Dtype::Float8E5M2 => (5, 2),
-            _ => return None,
-        };
-        // e4m3fn has no infinity: its only NaN is the largest magnitude.
-        let nonfinite = if dtype == Dtype::Float8E4M3 { 0x7F } else { ((1 << exponent_bits) - 1) << mantissa_bits };
-        Some(Self { exponent_bits, mantissa_bits, nonfinite })
-    }
-
     /// The exponent of a value, if it is finite and not zero.
     fn exponent(self, value: u64) -> Option<u64> {
-        let magnitude = value & ((1 << (self.exponent_bits + self.mantissa_bits)) - 1);
-        (magnitude != 0 && magnitude < self.nonfinite).then_some(magnitude >> self.mantissa_bits)
+        let magnitude = value & (self.sign() - 1);
+        (magnitude != 0 && magnitude < self.nonfinite()).then_some(magnitude >> self.mantissa_bits)
     }
 
     /// An exponent where the top byte has it.

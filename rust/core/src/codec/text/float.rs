@@ -1,6 +1,8 @@
-//! What the bits of each float dtype mean, as decimals and names.
+//! The values of each float dtype as decimals and names.
 
 use std::sync::LazyLock;
+
+pub(super) use crate::codec::float::{BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, FLOAT16, FLOAT32, FLOAT64, Float};
 
 pub(super) static FLOAT16_TEXTS: LazyLock<Vec<Slot>> = LazyLock::new(|| texts(FLOAT16));
 pub(super) static BFLOAT16_TEXTS: LazyLock<Vec<Slot>> = LazyLock::new(|| texts(BFLOAT16));
@@ -43,37 +45,9 @@ fn texts(float: Float) -> Vec<Slot> {
     positive.chain(magnitudes.map(|magnitude| text("-", magnitude | float.sign()))).collect()
 }
 
-pub(super) const FLOAT16: Float = Float { exponent_bits: 5, mantissa_bits: 10, has_infinity: true };
-pub(super) const BFLOAT16: Float = Float { exponent_bits: 8, mantissa_bits: 7, has_infinity: true };
-pub(super) const FLOAT32: Float = Float { exponent_bits: 8, mantissa_bits: 23, has_infinity: true };
-pub(super) const FLOAT64: Float = Float { exponent_bits: 11, mantissa_bits: 52, has_infinity: true };
-pub(super) const FLOAT8_E4M3: Float = Float { exponent_bits: 4, mantissa_bits: 3, has_infinity: false };
-pub(super) const FLOAT8_E5M2: Float = Float { exponent_bits: 5, mantissa_bits: 2, has_infinity: true };
-
-/// What the bits of a float mean. Without an infinity only the largest magnitude is not finite.
-#[derive(Clone, Copy)]
-pub(super) struct Float {
-    exponent_bits: u32,
-    mantissa_bits: u32,
-    has_infinity: bool,
-}
-
 impl Float {
-    const fn sign(self) -> u64 {
-        1 << (self.exponent_bits + self.mantissa_bits)
-    }
-
-    /// The first magnitude that is infinite or NaN.
-    const fn nonfinite(self) -> u64 {
-        if self.has_infinity { self.sign() - (1 << self.mantissa_bits) } else { self.sign() - 1 }
-    }
-
     const fn quiet_nan(self) -> u64 {
         if self.has_infinity { self.nonfinite() | 1 << (self.mantissa_bits - 1) } else { self.nonfinite() }
-    }
-
-    pub(super) const fn is_finite(self, bits: u64) -> bool {
-        bits & !self.sign() < self.nonfinite()
     }
 
     const fn is_infinite(self, bits: u64) -> bool {
