@@ -136,12 +136,14 @@ fn options(options: &mut OpenOptions) -> &mut OpenOptions {
 
 fn refuse_link(what: &str, path: &Path, error: io::Error) -> Error {
     match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Error::new(
-            Kind::UnsafePath,
-            format!("`{}` is not a regular file; a store never follows links", path.display()),
-        ),
+        Ok(metadata) if !metadata.is_file() => not_a_file(path),
         _ => Error::io(what, path, error),
     }
+}
+
+fn not_a_file(path: &Path) -> Error {
+    let message = format!("`{}` is not a regular file; a store never follows links", path.display());
+    Error::new(Kind::UnsafePath, message)
 }
 
 struct OsAppender {
@@ -214,8 +216,7 @@ impl ReadFile {
             OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| refuse_link("open", path, e))?;
         let metadata = file.metadata().map_err(|e| Error::io("open", path, e))?;
         if !metadata.is_file() {
-            let message = format!("`{}` is not a regular file; a store never follows links", path.display());
-            return Err(Error::new(Kind::UnsafePath, message));
+            return Err(not_a_file(path));
         }
         Ok(Self { file, path: path.to_owned() })
     }
@@ -318,14 +319,18 @@ fn retried(take: impl Fn() -> rustix::io::Result<()>) -> rustix::io::Result<()> 
     take()
 }
 
+/// The error for a second writer of the store at `root` in this process.
+pub fn already_open(root: &Path) -> Error {
+    let root = root.display();
+    let message = format!("`{root}` is already open for writing in this process; use that handle, or close it first");
+    Error::new(Kind::AlreadyOpen, message)
+}
+
 fn held(path: &Path, root: &Path) -> Error {
     let holder = std::fs::read_to_string(path).unwrap_or_default();
     let store = root.display();
     match holder.trim() {
-        pid if pid == std::process::id().to_string() => Error::new(
-            Kind::AlreadyOpen,
-            format!("`{store}` is already open for writing in this process; use that handle, or close it first"),
-        ),
+        pid if pid == std::process::id().to_string() => already_open(root),
         pid => Error::new(
             Kind::Locked,
             format!("`{store}` is being written by process `{pid}`; wait for it, or open the store with mode `r`"),

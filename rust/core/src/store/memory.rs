@@ -1,7 +1,7 @@
 //! A store that lives as long as its handle: the backend that the others are compared with.
 
 use std::path::Path;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use super::index::Index;
 use super::{Backend, BackendSpec, Committed, EncodedEntry, FRAME_CODECS, Operation, Stored};
@@ -10,6 +10,7 @@ use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
 use crate::files::Disk;
 use crate::format::{EntryHeader, malformed, size};
+use crate::lock::{lock_alone, lock_shared};
 use crate::manifest::Manifest;
 
 /// The line of the table.
@@ -32,8 +33,8 @@ struct Memory {
 }
 
 impl Memory {
-    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index<Arc<EncodedEntry>>> {
-        self.index.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn index(&self) -> RwLockReadGuard<'_, Index<Arc<EncodedEntry>>> {
+        lock_shared(&self.index)
     }
 }
 
@@ -66,7 +67,7 @@ impl Stored for EncodedEntry {
 
 impl Backend for Memory {
     fn commit(&self, operations: Vec<Operation>) -> Result<Committed> {
-        let mut index = self.index.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut index = lock_alone(&self.index);
         for operation in operations {
             match operation {
                 Operation::Put(entry) => {

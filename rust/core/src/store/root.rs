@@ -1,4 +1,4 @@
-//! The directory of a store: making a new one without touching what is there.
+//! The directory of a store: making a new one without touching what is there, and looking at one that is.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -33,9 +33,35 @@ fn make_directories(path: &Path, disk: &dyn Disk) -> Result<()> {
 }
 
 /// Names of what is in a directory.
-pub(super) fn names_in(directory: &Path) -> Result<Vec<std::ffi::OsString>> {
-    let entries = std::fs::read_dir(directory).map_err(|e| Error::io("list", directory, e))?;
-    Ok(entries.flatten().map(|entry| entry.file_name()).collect())
+pub(super) fn names_in(directory: &Path) -> Result<Vec<OsString>> {
+    let listed = std::fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect());
+    listed.map_err(|e| Error::io("list", directory, e))
+}
+
+/// Bytes of the files in some directories. One that is renamed or removed meanwhile has none.
+pub(super) fn bytes_of_files(directories: &[&Path]) -> Result<u64> {
+    let mut bytes = 0;
+    for directory in directories {
+        for name in names_in(directory)? {
+            let path = directory.join(name);
+            match path.symlink_metadata() {
+                Ok(metadata) => bytes += if metadata.is_file() { metadata.len() } else { 0 },
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("look at", &path, e)),
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// The error for opening a damaged store to write to it.
+pub(super) fn damaged(root: &Path, damage: &Error) -> Error {
+    let message = format!(
+        "nothing can be appended to the damaged store `{}`: {damage}; open it with mode `r` to read the rest",
+        root.display()
+    );
+    Error::new(damage.kind(), message)
 }
 
 /// The error for a place that is taken.

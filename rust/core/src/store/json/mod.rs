@@ -13,20 +13,22 @@ mod write;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use rayon::prelude::*;
 
 use self::opening::{Found, create, open, recognises};
 use self::write::{Failed, write};
 use super::index::Index;
+use super::poison::Poison;
+use super::root::bytes_of_files;
 use super::{Backend, BackendSpec, Committed, EncodedEntry, Operation, Stored};
 use crate::codec::Codec;
 use crate::entry::{ContentId, key_of_prompt};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
 use crate::format::frame_checksum;
-use crate::lock::lock;
+use crate::lock::{lock, lock_alone, lock_shared};
 use crate::manifest::Manifest;
 use crate::pool::Pool;
 
@@ -83,7 +85,7 @@ struct WriterState {
     /// Files begun, so that no two have the same name while they are written.
     begun: u64,
     changed: bool,
-    poison: Option<Error>,
+    poison: Poison,
 }
 
 /// What a commit does to one file.
@@ -126,21 +128,7 @@ impl Json {
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index<Located>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn poisoned(&self, state: &WriterState) -> Result<()> {
-        match &state.poison {
-            None => Ok(()),
-            Some(first) => Err(Error::new(
-                Kind::WriterFailed,
-                format!(
-                    "an earlier failure ended writing to `{}`; close the store and open it again: {first}",
-                    self.root.display()
-                ),
-            )
-            .because(first.clone())),
-        }
+        lock_shared(&self.index)
     }
 
     /// Gives every operation its number and the name of its unfinished file.
@@ -223,7 +211,7 @@ impl Json {
     }
 
     fn show(&self, done: &[&Change<'_>]) {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = lock_alone(&self.index);
         for change in done {
             match change {
                 Change::Put { entry, key, number, .. } => {
@@ -278,7 +266,7 @@ fn frames_match(entry: &dyn Stored, index: usize) -> bool {
 impl Backend for Json {
     fn commit(&self, operations: Vec<Operation>) -> Result<Committed> {
         let mut state = lock(&self.writer);
-        self.poisoned(&state)?;
+        state.poison.check(&self.root)?;
         let changes = self.plan(&mut state, &operations);
         let mut done = Vec::new();
         let applied = changes.chunks(AT_ONCE).try_for_each(|some| self.apply(some, &mut done));
@@ -288,7 +276,7 @@ impl Backend for Json {
         let synced = synced.map_err(|error| Failed { error, fatal: true });
         applied.and(synced).map_err(|Failed { error, fatal }| {
             if fatal {
-                state.poison = Some(error.clone());
+                state.poison.set(&error);
             }
             error
         })?;
@@ -298,7 +286,7 @@ impl Backend for Json {
 
     /// Every commit is durable when it returns.
     fn sync(&self) -> Result<()> {
-        self.poisoned(&lock(&self.writer))
+        lock(&self.writer).poison.check(&self.root)
     }
 
     fn keys(&self) -> Result<Vec<Arc<str>>> {
@@ -331,16 +319,7 @@ impl Backend for Json {
     }
 
     fn file_bytes(&self) -> Result<u64> {
-        let mut bytes = 0;
-        for directory in [self.root.clone(), self.directory()] {
-            let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
-            for entry in entries {
-                // A file that was renamed or removed meanwhile has no bytes.
-                let metadata = entry.and_then(|entry| entry.metadata()).ok();
-                bytes += metadata.filter(|metadata| metadata.is_file()).map_or(0, |metadata| metadata.len());
-            }
-        }
-        Ok(bytes)
+        bytes_of_files(&[&self.root, &self.directory()])
     }
 
     fn verify(&self) -> Vec<Error> {
@@ -357,7 +336,7 @@ impl Backend for Json {
         // Released when this returns, however it does: a closed store must not keep others from writing.
         let _released = lock(&self.lock).take();
         let mut state = lock(&self.writer);
-        if state.poison.is_some() || !std::mem::take(&mut state.changed) {
+        if state.poison.is_set() || !std::mem::take(&mut state.changed) {
             return Ok(());
         }
         self.refresh_metadata()

@@ -16,7 +16,7 @@ use crate::format::{malformed, size};
 use crate::manifest::Manifest;
 use crate::pool::Pool;
 use crate::store::Backend;
-use crate::store::root::{exists, names_in, new_root};
+use crate::store::root::{damaged, exists, names_in, new_root};
 
 /// Largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -77,11 +77,7 @@ pub(super) fn open(root: &Path, writable: bool, disk: Arc<dyn Disk>) -> Result<(
     let found = Found::read(&directory)?;
     if writable {
         if let Some(damage) = found.damage.first() {
-            let message = format!(
-                "nothing can be appended to the damaged store `{}`: {damage}; open it with mode `r` to read the rest",
-                root.display()
-            );
-            return Err(Error::new(damage.kind(), message));
+            return Err(damaged(root, damage));
         }
         found.unfinished.iter().try_for_each(|path| disk.remove(path))?;
         // A writer that was killed may have named files durably nowhere but in memory.

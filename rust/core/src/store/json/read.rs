@@ -11,7 +11,7 @@ use crate::entry::{ContentId, ContentPoint, check_key, content_id};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Identity, ReadFile};
 use crate::format::{Activation, EntryHeader, malformed, size};
-use crate::store::Stored;
+use crate::store::{Stored, gone};
 
 /// Bytes looked through at a time for the end of a line.
 const SEARCH_BYTES: usize = 64 << 10;
@@ -237,13 +237,7 @@ impl Stored for JsonEntry {
 impl JsonEntry {
     /// The file that the header was read from, as it was.
     fn open(&self) -> Result<ReadFile> {
-        let gone = || {
-            let message = format!(
-                "entry `{}` was replaced or deleted after it was looked up; look it up again",
-                self.header.document.key()
-            );
-            Error::new(Kind::NoSuchKey, message)
-        };
+        let gone = || gone(self.header.document.key());
         let file = ReadFile::open(&self.path)
             .map_err(|error| if error.kind() == Kind::MissingFile { gone() } else { error })?;
         if file.identity()? == self.identity { Ok(file) } else { Err(gone()) }

@@ -15,7 +15,8 @@ use super::failure::{self, Failure};
 use super::tables::{First, Tables};
 use super::{DATA, LOCK, descriptors};
 use crate::error::{Error, Kind, Result};
-use crate::files::reserve;
+use crate::files::{already_open, reserve};
+use crate::lock::{lock_alone, lock_shared};
 use crate::store::root::exists;
 
 /// A map is at least this large; it takes address space only.
@@ -67,12 +68,12 @@ impl Gate {
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Slot> {
-        self.slot.read().unwrap_or_else(PoisonError::into_inner)
+        lock_shared(&self.slot)
     }
 
     /// Waits until no transaction of this process is open.
     fn alone(&self) -> RwLockWriteGuard<'_, Slot> {
-        self.slot.write().unwrap_or_else(PoisonError::into_inner)
+        lock_alone(&self.slot)
     }
 }
 
@@ -131,13 +132,7 @@ impl Environment {
         let claimed = self
             .writer
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |writer| (writer != process).then_some(process));
-        claimed.map(drop).map_err(|_| {
-            let message = format!(
-                "`{}` is already open for writing in this process; use that handle, or close it first",
-                self.root.display()
-            );
-            Error::new(Kind::AlreadyOpen, message)
-        })
+        claimed.map(drop).map_err(|_| already_open(&self.root))
     }
 
     pub(super) fn release(&self) {

@@ -20,6 +20,7 @@ use arc_swap::ArcSwapOption;
 use self::batch::Batch;
 use self::opening::{create, open, recognises};
 use self::stored::{LmdbEntry, Shared};
+use super::root::bytes_of_files;
 use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Stored};
 use crate::codec::Codec;
 use crate::entry::ContentId;
@@ -132,8 +133,7 @@ impl Backend for Lmdb {
     }
 
     fn file_bytes(&self) -> Result<u64> {
-        let path = self.shared()?.environment.data_path();
-        path.symlink_metadata().map(|metadata| metadata.len()).map_err(|e| Error::io("look at", &path, e))
+        bytes_of_files(&[self.shared()?.environment.root()])
     }
 
     fn verify(&self) -> Vec<Error> {

@@ -11,10 +11,10 @@ use super::failure::Failure;
 use super::tables::{MODEL_COPIES, View};
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::format::lmdb::{ChunkKey, IndexRow, PIECE_BYTES, model_key, number_key};
 use crate::format::{EntryHeader, EntryRecord, RecordType, malformed, size};
-use crate::store::Stored;
+use crate::store::{Stored, gone};
 
 /// What the handle of a store and its entries have in common.
 pub(super) struct Shared {
@@ -106,14 +106,8 @@ impl LmdbEntry {
             None if view.tables.entries.get(view.txn, &number_key(self.id))?.is_some() => {
                 Err(malformed("a piece of its chunk is missing").into())
             }
-            None => Err(self.gone().into()),
+            None => Err(gone(self.header.document.key()).into()),
         }
-    }
-
-    fn gone(&self) -> Error {
-        let key = self.header.document.key();
-        let message = format!("entry `{key}` was replaced or deleted after it was looked up; look it up again");
-        Error::new(Kind::NoSuchKey, message)
     }
 }
 

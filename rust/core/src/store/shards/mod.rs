@@ -9,7 +9,7 @@ mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use self::append::{ShardWriter, hash_file};
@@ -19,13 +19,15 @@ use self::scan::{Found, Scan};
 use self::shard::{Located, Shard};
 use self::verify::verify_shard;
 use super::index::Index;
+use super::poison::Poison;
+use super::root::bytes_of_files;
 use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Stored};
 use crate::codec::Codec;
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
 use crate::format::{Change, CommitRecord, Extent, FORMAT_VERSION, Place, Sealed, malformed};
-use crate::lock::lock;
+use crate::lock::{lock, lock_alone, lock_shared};
 use crate::manifest::{Durability, Manifest};
 
 /// The line of the table.
@@ -99,7 +101,7 @@ struct WriterState {
     log: Log,
     /// Shards to look at before the first commit: what is left of earlier writers.
     unsealed: Vec<(Arc<Shard>, Scan)>,
-    poison: Option<Error>,
+    poison: Poison,
     synced_at: Instant,
     unsynced: bool,
 }
@@ -125,7 +127,7 @@ impl Shards {
             next,
             log,
             unsealed,
-            poison: None,
+            poison: Poison::default(),
             synced_at: Instant::now(),
             unsynced: false,
         };
@@ -173,27 +175,13 @@ impl Shards {
         Ok(Extent { shard: shard.place.shard, length: seal.end(), seal: Some(sealed) })
     }
 
-    fn poisoned(&self, state: &WriterState) -> Result<()> {
-        match &state.poison {
-            None => Ok(()),
-            Some(first) => Err(Error::new(
-                Kind::WriterFailed,
-                format!(
-                    "an earlier failure ended writing to `{}`; close the store and open it again: {first}",
-                    self.root.display()
-                ),
-            )
-            .because(first.clone())),
-        }
-    }
-
     fn writer<'a>(&self, state: &'a mut WriterState) -> Result<&'a mut ShardWriter> {
         if state.current.is_none() {
             let place = place_of(&self.manifest, state.next);
             let writer = ShardWriter::create(self.disk.as_ref(), &self.root, place, &self.manifest)?;
             self.log(state, writer.extent())?;
             state.next += 1;
-            self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(place.shard, writer.shard.clone());
+            lock_alone(&self.shards).insert(place.shard, writer.shard.clone());
             state.current = Some(writer);
         }
         state.current.as_mut().ok_or_else(|| malformed("no shard to write to"))
@@ -202,7 +190,7 @@ impl Shards {
     fn sync_current(&self, state: &mut WriterState) -> Result<u64> {
         let Some(writer) = state.current.as_mut().filter(|_| state.unsynced) else { return Ok(0) };
         if let Err(error) = writer.sync() {
-            state.poison = Some(error.clone());
+            state.poison.set(&error);
             return Err(error);
         }
         (state.synced_at, state.unsynced) = (Instant::now(), false);
@@ -218,7 +206,7 @@ impl Shards {
             // Nothing of the seal remains: the shard is whole without it, and the next commit tries again.
             Err(failed) if !failed.fatal && failed.error.kind() == Kind::StorageFull => return Ok(()),
             Err(failed) => {
-                state.poison = Some(failed.error.clone());
+                state.poison.set(&failed.error);
                 return Err(failed.error);
             }
         };
@@ -232,13 +220,13 @@ impl Shards {
         appended.inspect_err(|error| {
             // A full disk is tried again, over what the failed attempt left; a failed sync is not.
             if error.kind() != Kind::StorageFull {
-                state.poison = Some(error.clone());
+                state.poison.set(error);
             }
         })
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index<Located>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+        lock_shared(&self.index)
     }
 
     fn must_sync(&self, state: &WriterState) -> bool {
@@ -259,13 +247,13 @@ fn apply(index: &mut Index<Located>, shard: &Arc<Shard>, commit: &CommitRecord) 
 impl Backend for Shards {
     fn commit(&self, operations: Vec<Operation>) -> Result<Committed> {
         let mut state = lock(&self.writer);
-        self.poisoned(&state)?;
+        state.poison.check(&self.root)?;
         let writer = self.writer(&mut state)?;
         let commit = match writer.commit(&operations) {
             Ok(commit) => commit,
             Err(failed) => {
                 if failed.fatal {
-                    state.poison = Some(failed.error.clone());
+                    state.poison.set(&failed.error);
                 }
                 return Err(failed.error);
             }
@@ -273,7 +261,7 @@ impl Backend for Shards {
         let (shard, full) = (writer.shard.clone(), writer.length() >= SHARD_BYTES);
         state.unsynced = true;
         let syncs = if self.must_sync(&state) { self.sync_current(&mut state)? } else { 0 };
-        apply(&mut self.index.write().unwrap_or_else(PoisonError::into_inner), &shard, &commit);
+        apply(&mut lock_alone(&self.index), &shard, &commit);
         if full {
             self.seal_current(&mut state)?;
         }
@@ -282,7 +270,7 @@ impl Backend for Shards {
 
     fn sync(&self) -> Result<()> {
         let mut state = lock(&self.writer);
-        self.poisoned(&state)?;
+        state.poison.check(&self.root)?;
         self.sync_current(&mut state).map(drop)
     }
 
@@ -308,21 +296,12 @@ impl Backend for Shards {
     }
 
     fn file_bytes(&self) -> Result<u64> {
-        let mut bytes = 0;
-        for directory in [self.root.clone(), self.root.join(SHARDS), self.root.join(LOGS)] {
-            let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
-            for entry in entries {
-                let metadata =
-                    entry.and_then(|entry| entry.metadata()).map_err(|e| Error::io("list", &directory, e))?;
-                bytes += if metadata.is_file() { metadata.len() } else { 0 };
-            }
-        }
-        Ok(bytes)
+        bytes_of_files(&[&self.root, &self.root.join(SHARDS), &self.root.join(LOGS)])
     }
 
     fn verify(&self) -> Vec<Error> {
         let mut damage = self.damage.clone();
-        let shards: Vec<_> = self.shards.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let shards: Vec<_> = lock_shared(&self.shards).values().cloned().collect();
         let extents = lock(&self.writer).log.extents.clone();
         for shard in shards {
             let found = verify_shard(&shard, extents.get(&shard.place.shard));
@@ -339,7 +318,7 @@ impl Backend for Shards {
         // Released when this returns, however it does: a closed store must not keep others from writing.
         let _released = lock(&self.lock).take();
         let mut state = lock(&self.writer);
-        if state.poison.is_some() {
+        if state.poison.is_set() {
             return Ok(());
         }
         self.sync_current(&mut state)?;

@@ -16,7 +16,7 @@ use crate::files::{Disk, Lock, ReadFile, replace};
 use crate::format::{MAGIC, RECORD_HEADER_BYTES, RecordHeader, RecordType, aligned, malformed, payload_checksum, size};
 use crate::manifest::Manifest;
 use crate::store::Backend;
-use crate::store::root::{exists, names_in, new_root};
+use crate::store::root::{damaged, exists, names_in, new_root};
 
 /// A store that lost its manifest is one still: its log and shards say so.
 pub(super) fn recognises(path: &Path) -> bool {
@@ -89,11 +89,7 @@ pub(super) fn open(root: &Path, writable: bool, disk: Arc<dyn Disk>) -> Result<(
     let lock = writable.then(|| Lock::acquire(&lock_path(root), root)).transpose()?;
     let contents = Contents::read(root, &manifest, writable)?;
     if let (true, Some(damage)) = (writable, contents.damage().next()) {
-        let message = format!(
-            "nothing can be appended to the damaged store `{}`: {damage}; open it with mode `r` to read the rest",
-            root.display()
-        );
-        return Err(Error::new(damage.kind(), message));
+        return Err(damaged(root, damage));
     }
     let shards = Shards::new(root, &manifest, disk, lock, contents);
     if writable {
@@ -172,11 +168,8 @@ impl Contents {
 }
 
 fn shard_numbers(root: &Path) -> Result<Vec<u32>> {
-    let directory = root.join(SHARDS);
-    let entries = std::fs::read_dir(&directory).map_err(|e| Error::io("list", &directory, e))?;
     let mut numbers = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io("list", &directory, e))?.file_name();
+    for name in names_in(&root.join(SHARDS))? {
         let number: Option<u32> =
             name.to_str().and_then(|name| name.strip_prefix("0-")?.strip_suffix(".shard")?.parse().ok());
         numbers.extend(number.filter(|&number| name == *shard_name(WRITER, number)));

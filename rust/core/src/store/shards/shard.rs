@@ -16,7 +16,7 @@ use crate::format::{
     Change, CommitRecord, EntryHeader, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
     RecordHeader, RecordType, Sealed, malformed, size,
 };
-use crate::lock::lock;
+use crate::lock::{lock, lock_alone, lock_shared};
 
 /// A shard open for reading.
 pub(super) struct Shard {
@@ -75,7 +75,7 @@ impl Shard {
     }
 
     pub(super) fn add_models(&self, models: &[ModelPlace]) {
-        let mut places = self.places.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut places = lock_alone(&self.places);
         places.extend(models.iter().map(|model| (model.id, *model)));
     }
 
@@ -113,7 +113,7 @@ impl Shard {
         if let Some(model) = lock(&self.models).get(id) {
             return Ok(model.clone());
         }
-        let place = self.places.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(id).copied();
+        let place = lock_shared(&self.places).get(id).copied();
         let [first, second] =
             place.ok_or_else(|| malformed("frames name a model that the shard does not have"))?.offsets;
         let model = self.read_model(first, id).or_else(|_| self.read_model(second, id))?;
