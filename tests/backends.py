@@ -8,3 +8,5 @@ CHOICES: list[tuple[str, dict[str, str]]] = [
     for codec in _core.codecs(backend)
 ]
 """Arguments of `actstore.create`: a backend and the option that chooses its codec."""
+
+ON_DISK = [backend for backend in _core.backends() if backend != "memory"]

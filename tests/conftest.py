@@ -8,10 +8,17 @@ import pytest
 import actstore
 from actstore import _core
 from actstore.store import Store
+from backends import ON_DISK
 
 
 @pytest.fixture(params=_core.backends())
 def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=ON_DISK)
+def on_disk(request: pytest.FixtureRequest) -> str:
+    """Each backend whose stores are files."""
     return request.param
 
 

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from actstore import _core
+from dtypes import DTYPES, noise
 
 if TYPE_CHECKING:
     from actstore.store import Store
 
-DTYPES = {
-    name: np.dtype(getattr(ml_dtypes, name) if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else name)
-    for name, _ in _core.dtypes()
-}
 TEXTS = (
     "plain",
     "",
@@ -28,20 +24,15 @@ LARGE = {3: "x" * (1 << 20), 4: list(range(150_000)), 5: {f"field {n}": [n, None
 """Metadata of a megabyte, by the number of its entry."""
 
 
-def special_bits(dtype: np.dtype[Any], count: int, random: np.random.Generator) -> np.ndarray:
-    """Random bits, so that NaNs with payloads, infinities, subnormals and negative zeros are among them."""
-    return np.frombuffer(random.bytes(count * dtype.itemsize), dtype)
-
-
 def entry(number: int, key: str | None = None) -> dict[str, Any]:
     """The arguments of `Store.put` for entry `number`, under a key of its own or the one given."""
     random = np.random.default_rng(number)
     tokens = int(random.integers(0, 12))
-    dtype = list(DTYPES.values())[number % len(DTYPES)]
+    dtype = list(DTYPES)[number % len(DTYPES)]
     width = int(random.integers(1, 40))
     activations: dict[str, np.ndarray] = {
         "resid_post.0": random.standard_normal((tokens, width)).astype(ml_dtypes.bfloat16),
-        "resid_post.1": special_bits(dtype, tokens * width, random).reshape(tokens, width),
+        "resid_post.1": noise(dtype, (tokens, width), number),
         "model.layers.0.self_attn": random.standard_normal((2, tokens, tokens)).astype(np.float16),
         "logits": np.full((), number, np.float64),
     }

@@ -2,8 +2,6 @@
 
 import ast
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import pytest
 import actstore
 from actstore import _core, errors
 from actstore.errors import ActstoreError
+from processes import run_python
 
 PACKAGE = Path(actstore.__file__).parent
 HEAVY = {"torch", "transformers", "h5py", "chromadb", "fastapi", "ray", "numpy", "typer", "rich", "tqdm", "pyarrow"}
@@ -49,12 +48,6 @@ def test_every_public_class_and_function_has_a_docstring() -> None:
         if callable(thing):
             assert thing.__doc__, name
             assert thing.__module__.startswith("actstore"), name
-
-
-def run_python(script: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 def test_the_import_is_light() -> None:

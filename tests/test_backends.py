@@ -15,7 +15,8 @@ import actstore
 from actstore import _core
 from actstore.errors import ActstoreError
 from actstore.store import Store
-from ragged import DTYPES, entry
+from dtypes import DTYPES
+from ragged import entry
 
 KEYS = st.sampled_from(["a", "B", "b", "ä 🦀", "data:train:0", "0" * 64, "F" * 64])
 NUMBERS = st.integers(0, 40).filter(lambda number: number not in (3, 4, 5))

@@ -1,12 +1,8 @@
 """Arrays in and out of an entry: every dtype, shape and kind of array comes back bit for bit."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -15,18 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import actstore
-from actstore import _core
 from actstore.errors import InvalidInputError, NotFoundError
 from actstore.store import Store
 from backends import CHOICES
+from dtypes import DTYPES
+from processes import run_python
 
 POINT = "resid_post.1"
-DTYPES = dict(_core.dtypes())
-
-
-def from_bytes(data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    kind = getattr(ml_dtypes, dtype) if dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else dtype
-    return np.frombuffer(data, np.dtype(kind)).reshape(shape)
 
 
 def torch_bytes(tensor: torch.Tensor) -> bytes:
@@ -38,8 +29,8 @@ def activations(draw: st.DrawFn) -> np.ndarray:
     """An array of any dtype and shape; its bytes are random, so NaN payloads and negative zeros are among them."""
     dtype = draw(st.sampled_from(sorted(DTYPES)))
     shape = draw(st_numpy.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9))
-    size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype]
-    return from_bytes(draw(st.binary(min_size=size, max_size=size)), dtype, shape)
+    size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+    return np.frombuffer(draw(st.binary(min_size=size, max_size=size)), DTYPES[dtype]).reshape(shape)
 
 
 @given(array=activations(), choice=st.sampled_from(CHOICES))
@@ -78,7 +69,7 @@ def test_any_metadata_comes_back_equal(metadata: Any) -> None:
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_torch_tensors_of_every_dtype(dtype: str, store: Store) -> None:
-    data = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 256, 6 * 5 * DTYPES[dtype], np.uint8)
+    data = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 256, 6 * 5 * DTYPES[dtype].itemsize, np.uint8)
     tensor = torch.from_numpy(data.copy()).view(getattr(torch, dtype)).reshape(6, 5)
     store.put(key="whole", activations={POINT: tensor})
     store.put(key="turned", activations={POINT: tensor.T})
@@ -327,9 +318,7 @@ def test_without_torch_and_ml_dtypes(tmp_path: Path) -> None:
             except ImportError:
                 print("no torch")
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "s")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("no torch\n", "")
+    assert run_python(script, tmp_path / "s") == "no torch\n"
 
 
 def test_strided_tensors_are_stored_as_they_read(store: Store) -> None:

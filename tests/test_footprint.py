@@ -1,14 +1,12 @@
 """What a store costs: bytes on disk, and memory while it is written and read."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import actstore
+from processes import run_python
 
 
 def size_of(path: Path) -> int:
@@ -44,92 +42,56 @@ def test_an_entry_costs_a_kilobyte_at_most(codec: str, tmp_path: Path) -> None:
     assert size_of(tmp_path / "s") <= 2000 * 1000
 
 
-def peak_of(entries: int, path: Path) -> tuple[int, int]:
-    """Most anonymous memory, in kB above that of the start, that writing and then reading `entries` entries takes."""
+def peak_of(entries: int, path: Path) -> int:
+    """Most anonymous bytes of a process that writes and then reads `entries` entries."""
     script = """
-        import sys, threading
+        import sys
         import numpy as np
         import actstore
-
-        def anonymous_kilobytes():
-            with open("/proc/self/status") as status:
-                return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+        from memory import Peak
 
         count, path = int(sys.argv[1]), sys.argv[2]
         random = np.random.default_rng(0)
         arrays = [random.standard_normal((16, 64)).astype(np.float32) for _ in range(100)]
-        peak, stopped = 0, threading.Event()
-
-        def watch():
-            global peak
-            while not stopped.wait(0.002):
-                peak = max(peak, anonymous_kilobytes())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        with actstore.create(path, memory="8 MiB") as store, store.writer() as writer:
-            for index in range(count):
-                writer.put(
-                    prompt=f"prompt {index}", token_ids=range(16), prompt_length=8,
-                    activations={layer: arrays[(index + layer) % 100] for layer in range(4)},
-                )
-        written = peak
-        with actstore.open(path) as store:
-            read = sum(1 for _ in store.scan(3)) + sum(entry.numpy(0).shape[0] > 0 for entry in store)
+        with Peak() as peak:
+            with actstore.create(path, memory="8 MiB") as store, store.writer() as writer:
+                for index in range(count):
+                    writer.put(
+                        prompt=f"prompt {index}", token_ids=range(16), prompt_length=8,
+                        activations={layer: arrays[(index + layer) % 100] for layer in range(4)},
+                    )
+            with actstore.open(path) as store:
+                read = sum(1 for _ in store.scan(3)) + sum(entry.numpy(0).shape[0] > 0 for entry in store)
         assert read == 2 * count
-        stopped.set()
-        watcher.join()
-        print(written, peak)
+        print(peak.bytes)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(entries), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    written, peak = map(int, done.stdout.split())
-    return written, peak
+    return int(run_python(script, entries, path))
 
 
 def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
-    _, few = peak_of(2000, tmp_path / "few")
-    _, many = peak_of(20_000, tmp_path / "many")
-    assert many <= 1.1 * few, f"{few} kB for 2,000 entries, {many} kB for 20,000"
+    few, many = peak_of(2000, tmp_path / "few"), peak_of(20_000, tmp_path / "many")
+    assert many <= 1.1 * few, f"{few} bytes for 2,000 entries, {many} bytes for 20,000"
 
 
 def test_an_entry_of_json_is_held_once(tmp_path: Path) -> None:
     """Writing and reading an entry takes 1.2 times its bytes and 64 MB at most, the caller's own arrays not counted."""
     script = """
-        import sys, threading
+        import sys
         import numpy as np
         import actstore
-
-        def anonymous_kilobytes():
-            with open("/proc/self/status") as status:
-                return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+        from memory import Peak, anonymous_bytes
 
         random = np.random.default_rng(0)
         arrays = {layer: random.standard_normal((6000, 1000)).astype(np.float16) for layer in range(8)}
-        raw = sum(array.nbytes for array in arrays.values())
-        before = peak = anonymous_kilobytes()
-        stopped = threading.Event()
-
-        def watch():
-            global peak
-            while not stopped.wait(0.002):
-                peak = max(peak, anonymous_kilobytes())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        with actstore.create(sys.argv[1], "json") as store:
+        before = anonymous_bytes()
+        with Peak() as writing, actstore.create(sys.argv[1], "json") as store:
             store.put(key="large", activations=arrays)
-        written, peak = peak - before, anonymous_kilobytes()
-        with actstore.open(sys.argv[1]) as store:
+        with Peak() as reading, actstore.open(sys.argv[1]) as store:
             entry = store["large"]
             read = {point: entry.numpy(point) for point in entry}
-        stopped.set()
-        watcher.join()
         assert all(np.array_equal(read[f"blocks.{layer}.hook_resid_post"], array) for layer, array in arrays.items())
-        print(raw // 1024, written, peak - before)
+        print(sum(array.nbytes for array in arrays.values()), writing.bytes - before, reading.bytes - before)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "s")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    raw, written, read = map(int, done.stdout.split())
-    assert written <= 1.2 * raw + 64_000, f"{written} kB to write {raw} kB"
-    assert read <= 1.2 * raw + 64_000, f"{read} kB to read {raw} kB"
+    raw, written, read = map(int, run_python(script, tmp_path / "s").split())
+    assert written <= 1.2 * raw + 64e6, f"{written} bytes to write {raw}"
+    assert read <= 1.2 * raw + 64e6, f"{read} bytes to read {raw}"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ import independent_reader
 from actstore import _core
 from actstore.errors import ActstoreError, AlreadyExistsError, CorruptError, UnsupportedVersionError
 from actstore.store import Store
+from dtypes import DTYPES, noise
 from independent_reader import (
     COMMIT,
     ENTRY,
@@ -43,26 +43,16 @@ MANIFEST = "actstore.manifest"
 HEAD = 192
 FIRST_EXTENT = HEAD + 128
 
-DTYPES = dict(_core.dtypes())
 SHAPES = [(), (0,), (7,), (4, 0), (0, 3), (33, 5), (3, 2, 4), (2, 1, 3, 2), (40, 300)]
 FLOATS = ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
 
 Arrays = dict[str, np.ndarray]
 
 
-def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, dtype, dtype))
-
-
-def noise(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype]
-    return np.frombuffer(random.Random(seed).randbytes(size), numpy_dtype(dtype)).reshape(shape)
-
-
 def gauss(dtype: str, rows: int, width: int, seed: int = 0) -> np.ndarray:
     """As activations are: each channel has a scale of its own, so that a model pays."""
     values = np.random.default_rng(seed).standard_normal((rows, width))
-    return (values * np.exp2(np.arange(width) % 9 - 4)).astype(numpy_dtype(dtype))
+    return (values * np.exp2(np.arange(width) % 9 - 4)).astype(DTYPES[dtype])
 
 
 def documents(store: Store) -> dict[str, dict[str, Any]]:
@@ -697,4 +687,4 @@ def test_the_text_names_all_there_is() -> None:
     assert f"version {_core.FORMAT_VERSION}" in text.splitlines()[0]
     assert all(f"`{codec}`" in text for codec in _core.codecs("shards"))
     for _, (name, size) in independent_reader.DTYPES.items():
-        assert DTYPES[name] == size
+        assert DTYPES[name].itemsize == size

@@ -1,14 +1,9 @@
 """Migration: every pair of backends, without loss; resumed, in part, converted, refused, estimated, verified."""
 
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -17,24 +12,17 @@ from actstore import _core
 from actstore.errors import ActstoreError, CorruptError, InvalidInputError, KeyConflictError, NotFoundError
 from actstore.migration.run import _spread
 from actstore.store import Store
+from backends import ON_DISK
+from dtypes import DTYPES, noise
+from processes import python, run_python
 
 BACKENDS = _core.backends()
-ON_DISK = [backend for backend in BACKENDS if backend != "memory"]
 PAIRS = [(source, target) for source in BACKENDS for target in BACKENDS]
-DTYPES = dict(_core.dtypes())
 SPECIAL = [0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, 65504.0, -3.4e38, 1 / 3]
 
 
 def create(backend: str, path: Path, **options: Any) -> Store:
     return actstore.create(None if backend == "memory" else path, backend, **options)
-
-
-def noise(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Any bits, NaN payloads among them."""
-    size = int(np.prod(shape)) * DTYPES[dtype]
-    data = np.random.default_rng(seed).integers(0, 2 if dtype == "bool" else 256, size, np.uint8)
-    kind = getattr(ml_dtypes, dtype) if dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else dtype
-    return data.view(np.dtype(kind)).reshape(shape)
 
 
 def put_odd_ones(store: Store) -> None:
@@ -211,8 +199,7 @@ def test_a_killed_migration_is_resumed(target_backend: str, tmp_path: Path) -> N
     kept: list[int] = []
     for stop in (1, 25, 50, 60):
         target = tmp_path / f"killed {stop}"
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "a", target, str(stop), target_backend]
-        assert subprocess.run(command, check=False, env=os.environ).returncode == -signal.SIGKILL
+        assert python(KILLED, tmp_path / "a", target, stop, target_backend).returncode == -signal.SIGKILL
         report = actstore.migrate(tmp_path / "a", target, target_format=target_backend, verify=True)
         assert report.skipped + report.migrated == report.verified == 60
         assert report.skipped <= stop
@@ -572,29 +559,16 @@ def test_what_the_progress_raises_stops_a_verification(tmp_path: Path) -> None:
 
 
 MEASURED = """
-    import sys, threading
-    import numpy as np
+    import sys
     import actstore
-
-    def anonymous_bytes():
-        with open("/proc/self/status") as status:
-            return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+    from memory import Peak, anonymous_bytes
 
     with actstore.create(sys.argv[2], memory="4 MiB", codec="raw") as target:
         actstore.migrate(sys.argv[1], target, keys="key 0")
-        start, peak, stopped = anonymous_bytes(), 0, threading.Event()
-
-        def watch():
-            global peak
-            while not stopped.wait(0.002):
-                peak = max(peak, anonymous_bytes() - start)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        actstore.migrate(sys.argv[1], target)
-        stopped.set()
-        watcher.join()
-    print(peak)
+        before = anonymous_bytes()
+        with Peak() as peak:
+            actstore.migrate(sys.argv[1], target)
+    print(peak.bytes - before)
 """
 
 
@@ -602,6 +576,5 @@ MEASURED = """
 def test_memory_does_not_grow_with_the_store(codec: str, tmp_path: Path) -> None:
     with actstore.create(tmp_path / "a", codec=codec) as source:
         put_regular(source, 200, rows=64, width=1024)
-    command = [sys.executable, "-c", textwrap.dedent(MEASURED), tmp_path / "a", tmp_path / "b"]
-    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    peak = int(run_python(MEASURED, tmp_path / "a", tmp_path / "b"))
     assert peak < 32 << 20, f"{peak} bytes for 157 MB"

@@ -2,9 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -20,6 +17,7 @@ import actstore
 from actstore import arrays
 from actstore.errors import ActstoreError, InvalidInputError, KeyConflictError, NotFoundError, ReadOnlyError
 from actstore.store import Store
+from processes import python
 
 POINT = "resid_post.1"
 STORED_POINT = "blocks.1.hook_resid_post"
@@ -493,9 +491,8 @@ def test_a_writer_that_nobody_closed_fails_aloud(tmp_path: Path) -> None:
             writer.put(key="k", activations={0: np.full((2, 3), value, np.float32)})
         del writer
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path / "s"], capture_output=True, text=True, check=True
-    )
+    done = python(script, tmp_path / "s")
+    assert done.returncode == 0
     assert "key `k` is stored with other content" in done.stderr
     with actstore.open(tmp_path / "s") as store:
         assert store["k"].numpy(0).max() == 1
