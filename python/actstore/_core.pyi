@@ -117,7 +117,8 @@ class Store:
     def create(path: str | None, backend: str, settings: str, memory: int) -> Store:
         """Make a store; `path` is None for backends that live in memory.
 
-        `settings`: JSON object with codec, dtype, overflow, on_conflict, durability.
+        `settings`: JSON object with overflow, on_conflict and durability, and, where given, codec or encoding, and
+        dtype.
         """
 
     @staticmethod

@@ -56,6 +56,11 @@ def encode(name: str, array: object) -> Encoded:
     raise InvalidInputError("invalid_tensor", message)
 
 
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The core's name of a dtype of torch; a string is the name already."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _encode_numpy(name: str, array: NDArray[Any]) -> Encoded:
     import numpy as np
 
@@ -68,7 +73,7 @@ def _encode_numpy(name: str, array: NDArray[Any]) -> Encoded:
 def _encode_torch(name: str, tensor: torch.Tensor) -> Encoded:
     import torch
 
-    dtype = _require_dtype(name, str(tensor.dtype).removeprefix("torch."))
+    dtype = _require_dtype(name, dtype_name(tensor.dtype))
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         message = f"`{name}` is a {tensor.layout} tensor on `{tensor.device}`; give a dense one with data"
         raise InvalidInputError("invalid_tensor", message)

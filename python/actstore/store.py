@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from actstore import _core
+from actstore.arrays import dtype_name
 from actstore.entry import Entry, selection
 from actstore.errors import ActstoreError, InvalidInputError
 from actstore.hook_points import canonical
@@ -61,7 +62,7 @@ def create(
     options = {
         "codec": codec,
         "encoding": encoding,
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,
         "on_conflict": on_conflict,
         "durability": durability,
@@ -79,9 +80,10 @@ def create(
 def open(path: str | os.PathLike[str], mode: Mode = "r", *, memory: int | str = "1 GiB") -> Store:
     """Open the store at `path`, of whichever backend it is.
 
-    `mode`: `r` reads, takes no lock and sees what is committed at this moment; `a` reads and writes, one writer at a
-    time. `memory` bounds the writer's queue, in bytes or as `"1 GiB"`. A damaged store opens with mode `r`, with a
-    warning: what is not lost reads.
+    `mode`: `r` reads, beside a writer too, what is committed at this moment, and of `lmdb` what is committed when it
+    is called; `a` reads and writes, one writer at a time. `memory` bounds the writer's queue, in bytes or as
+    `"1 GiB"`. A damaged store opens with mode `r`, with a warning where opening meets the damage: what is not lost
+    reads. One of `lmdb` whose pages are damaged does not open.
 
     Errors: `NotFoundError` of kind `not_a_store`, `LockedError` where another writer is, `UnsupportedVersionError`,
     `CorruptError`.

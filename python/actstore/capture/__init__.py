@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from actstore.arrays import dtype_name
 from actstore.capture.recorder import Recorder
 from actstore.capture.stats import CaptureStats
 from actstore.capture.target import Target
@@ -60,7 +61,7 @@ def capture(
         "backend": backend,
         "codec": codec,
         "encoding": encoding,
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,
         "on_conflict": on_conflict,
         "durability": durability,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from actstore.arrays import dtype_name
 from actstore.capture.drain import Filled
 from actstore.errors import ActstoreError, CaptureError, InvalidInputError, LimitExceededError
 
@@ -253,7 +254,7 @@ class Tap:
         if not 0 < row_bytes <= self._stage.size:
             message = f"a row of `{self.name}` has `{row_bytes}` bytes; from `1` to `{self._stage.size}` can be staged"
             raise LimitExceededError("limit_exceeded", message)
-        self._point = batch.point(self.name, str(dtype).removeprefix("torch."), row_shape)
+        self._point = batch.point(self.name, dtype_name(dtype), row_shape)
         self._call = self._stage.call
         self._dtype, self._itemsize = dtype, dtype.itemsize
         self._row_shape, self._row_bytes = row_shape, row_bytes

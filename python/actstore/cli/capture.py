@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from actstore.arrays import dtype_name
 from actstore.cli.app import command
 from actstore.cli.inputs import Row, read_rows
 from actstore.cli.progress import Progress
@@ -47,6 +48,7 @@ def capture(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, greedily.")] = 64,
     backend: Annotated[str | None, typer.Option(help="Of a new store: `shards` (default), `lmdb` or `json`.")] = None,
     codec: Annotated[str | None, typer.Option(help="`planes` (default), `zstd` or `raw`.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a `json` store: `text` (default) or `base64`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
     model_revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; with --split it makes the keys.")] = None,
@@ -80,7 +82,7 @@ def capture(
     loaded = load_model(model, model_revision, device)
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
-    with open_or_create(store, {"backend": backend, "codec": codec, "dtype": dtype}) as opened:
+    with open_or_create(store, {"backend": backend, "codec": codec, "encoding": encoding, "dtype": dtype}) as opened:
         settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
         plan = _Plan(loaded, Run(settings, dataset, split), batch_size)
         _capture_remaining(opened, rows, plan, shown=context.obj.progress)
@@ -91,7 +93,7 @@ def _resolved(loaded: LoadedModel, store: Store, max_new_tokens: int | None) -> 
     return {
         "model": loaded.name,
         "revision": loaded.revision,
-        "model_dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "model_dtype": dtype_name(loaded.model.dtype),
         "stored_dtype": store.settings["dtype"],
         "padding_side": loaded.tokenizer.padding_side,
         "max_new_tokens": max_new_tokens,

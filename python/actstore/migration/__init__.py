@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from actstore.arrays import dtype_name
 from actstore.errors import CorruptError
 from actstore.migration.run import Migration, Request, opened
 
@@ -65,7 +66,7 @@ def migrate(
     options = {
         "codec": codec,
         "encoding": encoding,
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,
     }
     request = Request(source_format, target_format, options, keys, layers, points, on_conflict)
