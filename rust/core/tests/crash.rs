@@ -12,7 +12,7 @@ use actstore::files::Disk;
 use actstore::store::Store;
 use actstore::writer::Writer;
 use sample::power::{CutDisk, Progress};
-use sample::{MEMORY, draft, holds, put, settings, version};
+use sample::{MEMORY, draft, holds, keys, put, settings, version};
 
 /// Three sessions of three commits each; later ones replace, the last deletes. Whether all of it was done.
 fn work(root: &Path, disk: &CutDisk, durability: &str) -> (Progress, bool) {
@@ -63,7 +63,7 @@ fn check(root: &Path, progress: &Progress, case: &str) {
             return;
         }
     };
-    let present: Vec<_> = store.reading().unwrap().keys().unwrap().iter().map(ToString::to_string).collect();
+    let present: Vec<_> = keys(&store);
     let found = |n: u64| version(&store, n);
     for n in 0..9 {
         progress.allows(n, found(n), case);

@@ -20,7 +20,7 @@ use actstore::tensor::{Dtype, Layout, Tensor};
 use actstore::writer::Writer;
 use sample::failing::FailingDisk;
 use sample::power::{CutDisk, Progress};
-use sample::{MEMORY, chance, draft, holds, put, rows, settings_of, version};
+use sample::{MEMORY, chance, draft, holds, keys, names, put, rows, settings_of, version};
 use serde_json::Value;
 
 fn create(root: &Path, encoding: &str) -> Arc<Store> {
@@ -32,15 +32,6 @@ fn create(root: &Path, encoding: &str) -> Arc<Store> {
 
 fn open(root: &Path, writable: bool) -> Result<Arc<Store>> {
     Store::open(root, writable, MEMORY).map(Arc::new)
-}
-
-fn keys(store: &Store) -> Vec<String> {
-    store.reading().unwrap().keys().unwrap().iter().map(ToString::to_string).collect()
-}
-
-/// Names in a directory.
-fn names(directory: &Path) -> Vec<String> {
-    std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 fn file_of(root: &Path, key: &str) -> PathBuf {

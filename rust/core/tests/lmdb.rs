@@ -20,7 +20,7 @@ use actstore::store::Store;
 use actstore::tensor::{Dtype, Layout, Tensor};
 use actstore::writer::Writer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sample::{MEMORY, POINT, chance, draft, holds, put, rows, settings, settings_of, version};
+use sample::{MEMORY, POINT, chance, draft, holds, keys, names, put, rows, settings, settings_of, version};
 
 const ROLE: &str = "ACTSTORE_TEST_ROLE";
 const ROOT: &str = "ACTSTORE_TEST_ROOT";
@@ -41,10 +41,6 @@ fn open(root: &Path, writable: bool) -> Arc<Store> {
 
 fn length(store: &Store) -> usize {
     store.reading().unwrap().len().unwrap()
-}
-
-fn keys(store: &Store) -> Vec<String> {
-    store.reading().unwrap().keys().unwrap().iter().map(ToString::to_string).collect()
 }
 
 fn damage(store: &Store) -> Vec<Error> {
@@ -538,13 +534,6 @@ fn foreign(root: &Path) {
     assert!(found.len() > 1);
     found.into_iter().for_each(|at| bytes[at..at + 8].copy_from_slice(b"manifesx"));
     std::fs::write(root.join("data.mdb"), bytes).unwrap();
-}
-
-fn names(root: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(root).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -14,7 +14,7 @@ use actstore::manifest::{OnConflict, Settings};
 use actstore::migrate::{Plan, Progress, Summary, compare, migrate};
 use actstore::store::{BACKENDS, BackendSpec, Store};
 use actstore::writer::Writer;
-use sample::{MEMORY, POINT, create, draft, holds, put, settings, settings_of};
+use sample::{MEMORY, POINT, create, draft, holds, keys, put, settings, settings_of};
 
 const ALL: Plan = Plan { keys: None, points: None, on_conflict: OnConflict::Error };
 
@@ -25,10 +25,6 @@ fn make(directory: &Path, spec: &BackendSpec, name: &str, settings: Settings, me
 
 fn run(source: &Arc<Store>, target: &Arc<Store>, plan: &Plan) -> Result<Summary> {
     migrate(source, target, plan, |_| Ok(()))
-}
-
-fn keys(store: &Store) -> Vec<Arc<str>> {
-    store.reading().unwrap().keys().unwrap()
 }
 
 #[test]

@@ -68,6 +68,18 @@ pub(crate) fn rows(store: &Store, key: &str, point: &str, positions: &Positions)
     Ok(out)
 }
 
+pub(crate) fn keys(store: &Store) -> Vec<String> {
+    store.reading().unwrap().keys().unwrap().iter().map(ToString::to_string).collect()
+}
+
+/// Names in a directory, sorted.
+pub(crate) fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 /// The version that a store holds of entry `k<n>`.
 pub(crate) fn version(store: &Store, n: u64) -> Option<u64> {
     let entry = store.entry(&format!("k{n}")).ok()?;
