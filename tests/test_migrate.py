@@ -116,17 +116,12 @@ def test_frames_are_copied_where_codecs_agree(tmp_path: Path) -> None:
     with create("memory", tmp_path, codec="zstd") as source:
         put_odd_ones(source)
         entries = len(source)
-        for backend in BACKENDS:
-            if "zstd" not in _core.codecs(backend):
-                continue
-            report = (
-                actstore.migrate(source, tmp_path / backend, target_format=backend) if backend != "memory" else None
-            )
-            if report is not None:
-                assert (report.copied, report.encoded) == (entries, 0)
-                with actstore.open(tmp_path / backend) as target:
-                    assert target.settings["codec"] == "zstd"
-                    assert target.info()["points"] == source.info()["points"]
+        for backend in ("shards", "lmdb"):
+            report = actstore.migrate(source, tmp_path / backend, target_format=backend)
+            assert (report.copied, report.encoded) == (entries, 0)
+            with actstore.open(tmp_path / backend) as target:
+                assert target.settings["codec"] == "zstd"
+                assert target.info()["points"] == source.info()["points"]
         report = actstore.migrate(source, tmp_path / "raw", target_format="shards", codec="raw")
         assert (report.copied, report.encoded) == (0, entries)
         assert report.ratio == 1.0

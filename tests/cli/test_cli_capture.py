@@ -249,9 +249,12 @@ def test_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
         assert len(store) == 120
 
 
-@pytest.mark.parametrize("backend", ["lmdb", "json"])
-def test_a_store_of_another_backend(run: Run, prompts: Path, tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize(("backend", "option", "codec"), [("lmdb", "codec", "raw"), ("json", "encoding", "base64")])
+def test_a_store_of_another_backend(
+    run: Run, prompts: Path, tmp_path: Path, backend: str, option: str, codec: str
+) -> None:
+    options = (*QUICK, "--backend", backend, f"--{option}", codec)
     for _ in range(2):
-        assert run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, "--backend", backend).exit_code == 0
+        assert run("capture", "demo", prompts, "--store", tmp_path / "out", *options).exit_code == 0
     with actstore.open(tmp_path / "out") as store:
-        assert (store.backend, len(store)) == (backend, 3)
+        assert (store.backend, store.settings[option], len(store)) == (backend, codec, 3)

@@ -10,9 +10,9 @@ from typer.testing import Result
 
 import actstore
 from actstore import _core
+from backends import ON_DISK
 
 Run = Callable[..., Result]
-ON_DISK = [backend for backend in _core.backends() if backend != "memory"]
 
 
 def same(path: Path, other: Path) -> bool:
