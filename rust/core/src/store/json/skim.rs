@@ -427,17 +427,17 @@ mod tests {
     fn limits_hold() {
         let nested = |depth| ["[".repeat(depth), "]".repeat(depth)].concat();
         let skim = |text: &str| Sample::new(text.as_bytes()).skim(7).value(0).map(|range| range.end);
-        assert_eq!(skim(&nested(64)).unwrap(), 128);
-        assert_eq!(skim(&nested(65)).unwrap_err().kind(), Kind::Malformed);
+        assert_eq!(skim(&nested(128)).unwrap(), 256);
+        assert_eq!(skim(&nested(129)).unwrap_err().kind(), Kind::Malformed);
         let objects = |depth| ["{\"a\":".repeat(depth), "1".to_owned(), "}".repeat(depth)].concat();
-        assert!(skim(&objects(64)).is_ok());
-        assert_eq!(skim(&objects(65)).unwrap_err().kind(), Kind::Malformed);
+        assert!(skim(&objects(128)).is_ok());
+        assert_eq!(skim(&objects(129)).unwrap_err().kind(), Kind::Malformed);
         assert_eq!(skim(&"[".repeat(1 << 20)).unwrap_err().kind(), Kind::Malformed);
 
         let names = |text: &str| Sample::new(text.as_bytes()).skim(BLOCK_BYTES).members(0, |_, _| Ok(()));
         let named = |length| format!("{{\"{}\":1}}", "n".repeat(length));
-        assert!(names(&named((64 << 10) - 2)).is_ok());
-        assert_eq!(names(&named((64 << 10) - 1)).unwrap_err().kind(), Kind::Malformed);
+        assert!(names(&named((4 << 10) - 2)).is_ok());
+        assert_eq!(names(&named((4 << 10) - 1)).unwrap_err().kind(), Kind::Malformed);
         let many = |count| {
             let members: Vec<_> = (0..count).map(|n| format!("\"{n}\":{n}")).collect();
             format!("{{{}}}", members.join(","))
