@@ -302,12 +302,13 @@ impl<'a> Text<'a> {
     }
 
     fn not_a_value(&self, at: usize) -> Error {
-        let message = format!("no value of {} at byte `{at}` of the values", self.dtype.name());
-        Error::new(Kind::Malformed, message)
+        let name = self.dtype.name();
+        let else_text = if name.contains("float") { "; what is no number is text, such as `\"NaN\"`" } else { "" };
+        Error::new(Kind::Malformed, format!("no value of {name} at byte `{at}` of them{else_text}"))
     }
 
     fn expected(&self, what: &str) -> Error {
-        Error::new(Kind::Malformed, format!("expected {what} at byte `{}` of the values", self.at))
+        Error::new(Kind::Malformed, format!("expected {what} at byte `{}` of them", self.at))
     }
 }
 

@@ -5,13 +5,12 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::lines::{FrameLengths, Head, unhex};
+use super::lines::{COUNT, FrameLengths, Head, MAX_ENTRY_BYTES, parse, unhex};
 use super::read::Point;
 use super::rows::Text;
 use super::skim::{elements, members};
 use crate::codec::pack::count_nonfinite;
 use crate::codec::{Codec, Encoding};
-use crate::entry::MAX_DOCUMENT_BYTES;
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
 use crate::format::{Activation, Frame, frame_checksum, malformed, size};
@@ -20,8 +19,6 @@ use crate::tensor::{Dtype, Layout};
 
 /// Raw bytes taken at a time.
 const BLOCK_BYTES: u64 = 1 << 20;
-/// Largest `entry`: a document, each character escaped, and the token ids of the longest sequence.
-const MAX_ENTRY_BYTES: u64 = 6 * MAX_DOCUMENT_BYTES as u64 + (256 << 20);
 /// Largest `shape`, `dtype` and so on.
 const MAX_MEMBER_BYTES: u64 = 4 << 10;
 
@@ -76,24 +73,24 @@ impl<'a> Ranges<'a> {
         String::from_utf8(text).map_err(|_| malformed(format!("`{name}` is not UTF-8")))
     }
 
-    fn value<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T> {
-        let text = self.text(name, MAX_MEMBER_BYTES)?;
-        serde_json::from_str(&text).map_err(|e| malformed(format!("`{name}` cannot be read: {e}")))
+    fn value<T: serde::de::DeserializeOwned>(&self, name: &str, expected: &str) -> Result<T> {
+        parse(name, expected, &self.text(name, MAX_MEMBER_BYTES)?)
     }
 
-    fn optional<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        self.find(name).map(|_| self.value(name)).transpose()
+    fn optional<T: serde::de::DeserializeOwned>(&self, name: &str, expected: &str) -> Result<Option<T>> {
+        self.find(name).map(|_| self.value(name, expected)).transpose()
     }
 }
 
 fn read_point(file: &ReadFile, name: &str, range: Range<u64>) -> Result<Point> {
     let members = Ranges::of(file, range)?;
-    let dtype: String = members.value("dtype")?;
-    let layout = Layout::new(Dtype::parse(dtype.strip_prefix("torch.").unwrap_or(&dtype))?, members.value("shape")?)?;
-    let said: [u8; 8] = unhex("xxh3", &members.value::<String>("xxh3")?)?;
+    let dtype: String = members.value("dtype", "text")?;
+    let dtype = Dtype::parse(dtype.strip_prefix("torch.").unwrap_or(&dtype))?;
+    let layout = Layout::new(dtype, members.value("shape", "a list of integers from 0 on")?)?;
+    let said: [u8; 8] = unhex("xxh3", &members.value::<String>("xxh3", "text")?)?;
     let data = members.range("data")?;
     let frame_rows = Codec::Text.frame_rows(layout.row_bytes());
-    let text = match members.optional::<String>("encoding")?.as_deref() {
+    let text = match members.optional::<String>("encoding", "text")?.as_deref() {
         None => find_rows(file, &layout, frame_rows, data)?,
         Some("base64") => find_base64(&layout, data)?,
         Some(other) => return Err(malformed(format!("unknown encoding `{other}`; `base64`, or leave it out"))),
@@ -103,7 +100,7 @@ fn read_point(file: &ReadFile, name: &str, range: Range<u64>) -> Result<Point> {
         layout,
         frame_rows,
         nonfinite: 0,
-        saturated: members.optional("saturated")?.unwrap_or(0),
+        saturated: members.optional("saturated", COUNT)?.unwrap_or(0),
         model: None,
         frames: Vec::new(),
     };

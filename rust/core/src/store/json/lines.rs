@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::codec::Encoding;
-use crate::entry::{ContentId, Document, MAX_TOKENS, hex};
+use crate::entry::{ContentId, Document, KeyRecipe, MAX_DOCUMENT_BYTES, MAX_TOKENS, hex};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Activation, Frame, MAX_POINTS, frame_checksum, malformed};
 use crate::hook_point::HookPoint;
@@ -20,6 +20,9 @@ use crate::tensor::{Dtype, Layout};
 pub(super) const ENTRY: &str = "{\"entry\": ";
 pub(super) const ACTIVATIONS: &str = "\"activations\": {";
 pub(super) const INDEX: &str = "\"index\": ";
+
+/// Largest `entry`: a document, each character escaped, and the token ids of the longest sequence.
+pub(super) const MAX_ENTRY_BYTES: u64 = 6 * MAX_DOCUMENT_BYTES as u64 + (256 << 20);
 
 /// The members of `entry` that are its document.
 const DOCUMENT: [&str; 8] =
@@ -32,6 +35,10 @@ const MAX_NUMBER: u64 = 1 << 53;
 /// Largest frame of more than one row, decoded.
 const MAX_FRAME_BYTES: u64 = 16 << 20;
 const HASH_DIGITS: usize = 16;
+/// What a message shows of a value, at most.
+const SHOWN_CHARS: usize = 40;
+/// What a member must be that counts something.
+pub(super) const COUNT: &str = "an integer from 0 on";
 
 /// What `entry` holds.
 #[derive(Debug)]
@@ -46,21 +53,18 @@ pub(super) struct Head {
 impl Head {
     /// Reads the object, however it is formatted; members it does not know are ignored.
     pub(super) fn parse(json: &str) -> Result<Self> {
-        let unreadable = |e: Error| malformed(format!("`entry` cannot be read: {e}"));
-        let members = Members::parse(json).map_err(unreadable)?;
-        let known = members.0.iter().filter(|(name, value)| DOCUMENT.contains(&name.as_str()) && !is_null(value));
-        let fields: Vec<_> = known.map(|(name, value)| format!("\"{name}\":{value}")).collect();
-        let document = Document::parse(&format!("{{{}}}", fields.join(","))).map_err(unreadable)?;
-        let token_ids: Option<Vec<u32>> = members.read("token_ids")?;
+        let members = Members::parse(json).map_err(|e| e.within("`entry` cannot be read"))?;
+        let document = members.document()?;
+        let token_ids: Option<Vec<u32>> = members.read("token_ids", "a list of integers from 0 to 4294967295")?;
         let tokens = token_ids.as_ref().map_or(0, Vec::len) as u64;
         if tokens > MAX_TOKENS {
             return Err(malformed(format!("`{tokens}` token ids are above the limit of {MAX_TOKENS}")));
         }
-        let content_id: Option<String> = members.read("content_id")?;
+        let content_id: Option<String> = members.read("content_id", "text")?;
         Ok(Self {
             document,
             token_ids,
-            number: members.read("number")?.filter(|&number: &u64| number < MAX_NUMBER),
+            number: members.read("number", COUNT)?.filter(|&number: &u64| number < MAX_NUMBER),
             content_id: content_id.map(|digits| unhex("content_id", &digits)).transpose()?,
         })
     }
@@ -224,12 +228,47 @@ impl<'a> Members<'a> {
         serde_json::from_str(json).map_err(|e| malformed(e.to_string()))
     }
 
-    /// The member called `name`, unless it is missing or null.
-    pub(super) fn read<T: Deserialize<'a>>(&self, name: &str) -> Result<Option<T>> {
+    /// The member called `name`, which must be what `expected` says, unless it is missing or null.
+    fn read<T: Deserialize<'a>>(&self, name: &str, expected: &str) -> Result<Option<T>> {
         let value = self.0.get(name).filter(|value| !is_null(value));
-        let read = value.map(|value| serde_json::from_str(value.get())).transpose();
-        read.map_err(|e| malformed(format!("`{name}` cannot be read: {e}")))
+        value.map(|value| parse(name, expected, value.get())).transpose()
     }
+
+    fn document(&self) -> Result<Document> {
+        let given =
+            |&name: &&'static str| self.0.get(name).filter(|value| !is_null(value)).map(|value| (name, value.get()));
+        let mut fields: Vec<_> = DOCUMENT.iter().filter_map(given).collect();
+        if !fields.iter().any(|(name, _)| *name == "key_recipe") {
+            fields.push(("key_recipe", "\"user\""));
+        }
+        let fields: Vec<_> = fields.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        Document::parse(&format!("{{{}}}", fields.join(","))).map_err(|e| {
+            let unreadable = || malformed(format!("`entry` cannot be read: {e}"));
+            self.check_fields().err().unwrap_or_else(unreadable)
+        })
+    }
+
+    /// Finds the field of a document that is no such field.
+    fn check_fields(&self) -> Result<()> {
+        for name in ["key", "prompt", "response"] {
+            self.read::<String>(name, "text")?;
+        }
+        self.read::<KeyRecipe>("key_recipe", "`prompt`, `ids` or `user`")?;
+        self.read::<u64>("prompt_length", COUNT)?;
+        self.read::<Vec<[u64; 2]>>("positions", "a list of pairs of integers")?;
+        self.read::<BTreeMap<String, &RawValue>>("metadata", "an object")?;
+        self.read::<f64>("created", "a number of seconds")?;
+        Ok(())
+    }
+}
+
+/// Reads the member called `name`, which must be what `expected` says.
+pub(super) fn parse<'a, T: Deserialize<'a>>(name: &str, expected: &str, json: &'a str) -> Result<T> {
+    serde_json::from_str(json).map_err(|e| {
+        let shown: String = json.chars().take(SHOWN_CHARS).collect();
+        let cut = if shown.len() < json.len() { "..." } else { "" };
+        malformed(format!("`{name}` is `{shown}{cut}`, not {expected}")).because(e)
+    })
 }
 
 fn is_null(value: &RawValue) -> bool {

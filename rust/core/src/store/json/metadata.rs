@@ -11,7 +11,7 @@ use super::read::{Summary, summary};
 use super::write::Out;
 use super::{ACTIVATIONS, Located, file_name};
 use crate::entry::{Document, hex};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, ReadFile, replace_with};
 use crate::format::size;
 use crate::pool::Pool;
@@ -32,11 +32,14 @@ pub(super) fn refresh(disk: &dyn Disk, root: &Path, entries: &[(Arc<str>, Locate
         out.push(&begin)?;
         let mut separator = "\n";
         for some in entries.chunks(AT_ONCE) {
-            let lines: Vec<Result<String>> =
-                pool.install(|| some.par_iter().map(|(key, _)| line(root, key)).collect())?;
+            let lines: Vec<_> = pool.install(|| some.par_iter().map(|(key, _)| line(root, key)).collect())?;
             for line in lines {
-                out.push(separator)?;
-                out.push(&line?)?;
+                match line {
+                    Ok(line) => [separator, &line].into_iter().try_for_each(|text| out.push(text))?,
+                    // Removed by hand: the store does not have it when it is next opened.
+                    Err(error) if error.kind() == Kind::MissingFile => continue,
+                    Err(error) => return Err(error),
+                }
                 separator = ",\n";
             }
         }
@@ -48,9 +51,12 @@ pub(super) fn refresh(disk: &dyn Disk, root: &Path, entries: &[(Arc<str>, Locate
 /// Up to the first entry.
 fn beginning(entries: &[(Arc<str>, Located)]) -> String {
     let mut state = blake3::Hasher::new();
-    for (_, located) in entries {
+    for (key, located) in entries {
         state.update(&located.number.to_le_bytes());
         state.update(&located.content_id);
+        state.update(&located.created.to_le_bytes());
+        state.update(&(key.len() as u64).to_le_bytes());
+        state.update(key.as_bytes());
     }
     let config = json!({
         "target_layers": "all", "sequence_mode": "all", "version": "actstore-0",
@@ -74,7 +80,9 @@ fn is_current(path: &Path, begin: &str) -> Result<bool> {
 
 fn line(root: &Path, key: &str) -> Result<String> {
     let name = file_name(key);
-    let Summary { head, has_activations, .. } = summary(&root.join(ACTIVATIONS).join(&name))?;
+    let path = root.join(ACTIVATIONS).join(&name);
+    let unlisted = |e: Error| e.within(format!("`{METADATA}` is not made anew: entry `{key}` in `{}`", path.display()));
+    let Summary { head, has_activations, .. } = summary(&path).map_err(unlisted)?;
     let mut document = head.document;
     let model = document.metadata.get("model").filter(|model| model.is_string()).cloned();
     if model.is_some() {

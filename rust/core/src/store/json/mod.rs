@@ -65,6 +65,7 @@ struct Located {
     /// Its place in the order of writing, which a replaced entry keeps.
     number: u64,
     content_id: ContentId,
+    created: f64,
 }
 
 /// The backend.
@@ -190,11 +191,7 @@ impl Json {
             Change::Put { key, unfinished, replaces, .. } => {
                 let path = self.path_of(key);
                 if !replaces && path.symlink_metadata().is_ok() {
-                    let message = format!(
-                        "entry `{key}` cannot be written: its file `{}` is there already and is another's; give another key, or move it away and open the store again",
-                        path.display()
-                    );
-                    return Err(Failed { error: Error::new(Kind::KeyConflict, message), fatal: false });
+                    return Err(Failed { error: taken(key, &path), fatal: false });
                 }
                 self.disk.rename(unfinished, &path).map_err(unknown)
             }
@@ -215,7 +212,8 @@ impl Json {
         for change in done {
             match change {
                 Change::Put { entry, key, number, .. } => {
-                    index.put(key, Located { number: *number, content_id: entry.content_id });
+                    let (content_id, created) = (entry.content_id, entry.header.document.created);
+                    index.put(key, Located { number: *number, content_id, created });
                 }
                 Change::Delete { key } => index.delete(key),
             }
@@ -239,13 +237,30 @@ impl Json {
         let path = self.path_of(key);
         let by_index = read::read(&path).ok()?;
         let error = match read::read_whole(&path) {
-            Ok(whole) if whole.says_what(&by_index) => return None,
+            Ok(whole) if whole.says_what(&by_index) || !whole.is_of_the_file_of(&by_index) => return None,
+            // Deleted between the two readings.
+            Err(error) if error.kind() == Kind::MissingFile => return None,
             Ok(_) => Error::new(Kind::Checksum, "its index does not say what the rest of the file says"),
             Err(error) => error,
         };
         let frames_are_sound = (0..by_index.header().activations.len()).all(|n| frames_match(&by_index, n));
         frames_are_sound.then(|| error.within(format!("entry `{key}` in `{}`", path.display())))
     }
+}
+
+/// Why a file that is not an entry's own cannot be written over.
+fn taken(key: &str, path: &Path) -> Error {
+    let file = path.display();
+    let message = match read::summary(path) {
+        Ok(other) => format!(
+            "entry `{key}` cannot be written: its file would be `{file}`, which holds entry `{}`; give another key",
+            other.head.document.key()
+        ),
+        Err(_) => format!(
+            "entry `{key}` cannot be written: its file `{file}` is there already and holds no entry of this store; move it away, or give another key"
+        ),
+    };
+    Error::new(Kind::KeyConflict, message)
 }
 
 fn frames_match(entry: &dyn Stored, index: usize) -> bool {
@@ -310,12 +325,21 @@ impl Backend for Json {
             return Ok(None);
         }
         let path = self.path_of(key);
-        match read::read(&path) {
-            Ok(entry) => Ok(Some(Arc::new(entry))),
-            // Deleted between the two looks.
-            Err(error) if error.kind() == Kind::MissingFile && self.index().get(key).is_none() => Ok(None),
-            Err(error) => Err(error.within(format!("entry `{key}` in `{}`", path.display()))),
+        let mut read = read::read(&path);
+        if read.as_ref().is_err_and(|error| error.kind() == Kind::MissingFile) {
+            // Of what the writer deletes a reader learns in no other way.
+            if lock(&self.lock).is_none() {
+                return Ok(None);
+            }
+            // A commit may have deleted it that is not done yet; while this is held there is none.
+            let _no_commit = lock(&self.writer);
+            if self.index().get(key).is_none() {
+                return Ok(None);
+            }
+            read = read::read(&path);
         }
+        let read = read.map_err(|e| e.within(format!("entry `{key}` in `{}`", path.display())))?;
+        Ok(Some(Arc::new(read)))
     }
 
     fn file_bytes(&self) -> Result<u64> {

@@ -140,7 +140,8 @@ impl Found {
         }
         // Where numbers are equal or missing: by time, then, as the files were sorted, by name.
         listed.sort_by(|left, right| {
-            left.located.number.cmp(&right.located.number).then(left.created.total_cmp(&right.created))
+            let (left, right) = (left.located, right.located);
+            left.number.cmp(&right.number).then(left.created.total_cmp(&right.created))
         });
         found.entries = listed.into_iter().map(|one| (one.key, one.located)).collect();
         Ok(found)
@@ -155,7 +156,6 @@ fn is_unfinished(name: &str) -> bool {
 
 struct Listed {
     key: String,
-    created: f64,
     located: Located,
 }
 
@@ -163,7 +163,8 @@ impl Listed {
     fn read(path: &Path) -> Result<Self> {
         let summary = summary(path).map_err(|e| e.within(format!("the entry in `{}`", path.display())))?;
         let document = summary.head.document;
-        let located = Located { number: summary.head.number.unwrap_or(NO_NUMBER), content_id: summary.content_id };
-        Ok(Self { key: document.key().to_owned(), created: document.created, located })
+        let number = summary.head.number.unwrap_or(NO_NUMBER);
+        let located = Located { number, content_id: summary.content_id, created: document.created };
+        Ok(Self { key: document.key().to_owned(), located })
     }
 }

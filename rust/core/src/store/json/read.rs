@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::lines::{ACTIVATIONS, ENTRY, Head, Row, Table, in_order};
+use super::lines::{ACTIVATIONS, ENTRY, Head, INDEX, MAX_ENTRY_BYTES, Row, Table, in_order};
 use super::rows::{Text, beyond};
 use super::{file_name, foreign};
 use crate::codec::{Model, ModelId};
@@ -15,6 +15,9 @@ use crate::store::{Stored, gone};
 
 /// Bytes looked through at a time for the end of a line.
 const SEARCH_BYTES: usize = 64 << 10;
+/// Longest last line that is read: that of the largest entry is half as long.
+const MAX_INDEX_BYTES: u64 = 256 << 20;
+
 /// An activation as found in a file.
 #[derive(Debug)]
 pub(super) struct Point {
@@ -77,7 +80,7 @@ fn read_by(path: &Path, read: impl FnOnce(&ReadFile) -> Result<(Head, Vec<Point>
     let (mut activations, mut texts) = (Vec::with_capacity(points.len()), Vec::with_capacity(points.len()));
     for Point { activation, text, .. } in points {
         if text.end() > length {
-            let message = format!("`{}` ends before the text of `{}`", path.display(), activation.point);
+            let message = format!("it ends before the text of `{}`", activation.point);
             return Err(Error::new(Kind::Truncated, message));
         }
         activations.push(activation);
@@ -97,11 +100,12 @@ fn check(path: &Path, head: &Head, points: Vec<Point>) -> Result<(ContentId, Vec
         .collect();
     let id = content_id(&head.document, head.token_ids.as_deref(), &contents);
     if head.content_id.is_some_and(|said| said != id) {
-        let message = format!(
-            "`{}` does not hold what its `content_id` says; to keep a change made by hand, take `content_id` out",
-            path.display()
-        );
+        let message =
+            "it does not hold what its `content_id` says; to keep a change made by hand, take `content_id` out";
         return Err(Error::new(Kind::Checksum, message));
+    }
+    if let Some(ids) = &head.token_ids {
+        head.document.check_within(ids.len() as u64).map_err(|e| malformed(e.to_string()))?;
     }
     let positions = head.document.stored_positions();
     let layouts = contents.iter().map(|content| (content.point, content.layout));
@@ -121,7 +125,7 @@ fn check_named(path: &Path, head: &Head) -> Result<()> {
     if path.file_name().is_some_and(|found| found == &*name) {
         return Ok(());
     }
-    Err(malformed(format!("`{}` holds the entry `{key}`, whose file is `{name}`", path.display())))
+    Err(malformed(format!("it holds the entry `{key}`, whose file is `{name}`")))
 }
 
 /// The first line and where it ends, if it is as we write it.
@@ -135,7 +139,7 @@ fn first_line(file: &ReadFile) -> Result<Option<(Head, u64)>> {
     if begin != ENTRY.as_bytes() {
         return Ok(None);
     }
-    let Some(end) = find_forward(file, length)? else { return Ok(None) };
+    let Some(end) = find_forward(file, length.min(MAX_ENTRY_BYTES))? else { return Ok(None) };
     let mut follows = [0; ACTIVATIONS.len()];
     if end + follows.len() as u64 >= length {
         return Ok(None);
@@ -146,14 +150,21 @@ fn first_line(file: &ReadFile) -> Result<Option<(Head, u64)>> {
     }
     let mut line = vec![0; size(end)?];
     file.read_at(0, &mut line)?;
-    let head = Head::parse_line(&line).transpose().map_err(|e| e.within(format!("`{}`", file.path().display())))?;
-    Ok(head.map(|head| (head, end + 1)))
+    Ok(Head::parse_line(&line).transpose()?.map(|head| (head, end + 1)))
 }
 
 /// The last line, if it is as we write it.
 fn last_line(file: &ReadFile) -> Result<Option<Table>> {
     let Some(last) = file.length()?.checked_sub(1) else { return Ok(None) };
     let Some(start) = find_back(file, last)? else { return Ok(None) };
+    let mut begin = [0; INDEX.len()];
+    if last - start < begin.len() as u64 {
+        return Ok(None);
+    }
+    file.read_at(start, &mut begin)?;
+    if begin != INDEX.as_bytes() {
+        return Ok(None);
+    }
     let mut line = vec![0; size(last - start)?];
     file.read_at(start, &mut line)?;
     Ok(Table::parse_line(&line))
@@ -175,8 +186,8 @@ fn find_forward(file: &ReadFile, length: u64) -> Result<Option<u64>> {
 
 /// Where the line begins whose end is at `end`.
 fn find_back(file: &ReadFile, mut end: u64) -> Result<Option<u64>> {
-    let mut block = vec![0; SEARCH_BYTES];
-    while end > 0 {
+    let (mut block, lowest) = (vec![0; SEARCH_BYTES], end.saturating_sub(MAX_INDEX_BYTES));
+    while end > lowest {
         let some = block.get_mut(..size(end.min(SEARCH_BYTES as u64))?).unwrap_or_default();
         let start = end - some.len() as u64;
         file.read_at(start, some)?;
@@ -226,7 +237,8 @@ impl Stored for JsonEntry {
         }
         let end = start.checked_add(length as u64).filter(|&end| end <= activation.layout.bytes());
         let end = end.ok_or_else(|| beyond(activation))?;
-        text.with_raw(&file, activation, start..end, f)
+        let named = |e: Error| if e.kind().is_damage() { e.within(format!("`{}`", self.path.display())) } else { e };
+        text.with_raw(&file, activation, start..end, f).map_err(named)
     }
 
     fn model(&self, _: &ModelId) -> Result<Arc<Model>> {
@@ -241,6 +253,11 @@ impl JsonEntry {
         let file = ReadFile::open(&self.path)
             .map_err(|error| if error.kind() == Kind::MissingFile { gone() } else { error })?;
         if file.identity()? == self.identity { Ok(file) } else { Err(gone()) }
+    }
+
+    /// Whether both were read from one file, as it is now.
+    pub(super) fn is_of_the_file_of(&self, other: &Self) -> bool {
+        self.identity == other.identity
     }
 
     /// Whether two readings of a file agree.

@@ -68,9 +68,7 @@ impl Text {
                 Self::Rows(frames) => buffers.read_rows(file, activation, frames, &bytes),
                 Self::Base64(text) => buffers.read_base64(file, text, &bytes),
             };
-            let named =
-                |e: Error| if e.kind().is_damage() { e.within(format!("`{}`", file.path().display())) } else { e };
-            let result = result.and_then(|raw| f(raw.ok_or_else(|| beyond(activation))?).map_err(named));
+            let result = result.and_then(|raw| f(raw.ok_or_else(|| beyond(activation))?));
             buffers.give_back();
             result
         })
@@ -101,6 +99,7 @@ impl Parser<'_> {
         self.text.resize(size(length)?, 0);
         self.file.read_at(range.start, self.text)?;
         read_rows(self.dtype, rows, shape, self.text, out)
+            .map_err(|e| e.within(format!("the values from byte `{}` on", range.start)))
     }
 
     fn read_parts(&mut self, parts: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
@@ -163,9 +162,7 @@ impl Buffers {
             left -= length;
             let mine = rest.split_off_mut(..size(length)?).ok_or_else(|| beyond(activation))?;
             let rows = length / layout.row_bytes().max(1);
-            parser
-                .read(rows, layout.shape().get(1..).unwrap_or_default(), text.clone(), mine)
-                .map_err(|e| e.within(format!("`{}`", file.path().display())))?;
+            parser.read(rows, layout.shape().get(1..).unwrap_or_default(), text.clone(), mine)?;
         }
         Ok(self.raw.get(size(bytes.start - start)?..size(bytes.end - start)?))
     }
@@ -181,7 +178,7 @@ impl Buffers {
         file.read_at(start, &mut self.text)?;
         self.raw.clear();
         STANDARD.decode_vec(&self.text, &mut self.raw).map_err(|e| {
-            Error::new(Kind::Checksum, format!("`{}`, from byte `{start}` on: {e}", file.path().display()))
+            Error::new(Kind::Checksum, format!("what begins at byte `{start}` is not base64")).because(e)
         })?;
         let skipped = bytes.start - first * 3;
         Ok(self.raw.get(size(skipped)?..size(skipped + (bytes.end - bytes.start))?))

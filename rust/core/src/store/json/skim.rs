@@ -8,13 +8,14 @@ use std::ops::Range;
 
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
+use crate::format::malformed;
 
 /// Bytes read at a time.
 const BLOCK_BYTES: u64 = 256 << 10;
 /// Deepest nesting of a value.
-const MAX_DEPTH: u32 = 64;
+const MAX_DEPTH: u32 = 128;
 /// Longest name of a member, as written.
-const MAX_NAME_BYTES: u64 = 64 << 10;
+const MAX_NAME_BYTES: u64 = 4 << 10;
 /// Most members of an object: their names are held, so that none can come twice.
 const MAX_MEMBERS: usize = 1 << 16;
 /// Bytes tested at a time, all of them and without a branch, which is what makes skipping fast.
@@ -65,7 +66,7 @@ impl<'a> Skimmer<'a> {
                 return Err(self.malformed(at, "one member too many"));
             }
             if !names.insert(name.clone()) {
-                return Err(self.malformed(at, "a name that came before"));
+                return Err(self.malformed(at, &format!("`{}` is given twice", name.escape_debug())));
             }
             (at, more) = self.separator(value.end, b'}')?;
             each(name, value)?;
@@ -110,7 +111,7 @@ impl<'a> Skimmer<'a> {
         let (start, end) = (after - 1, self.string(after)?);
         let mut json = match usize::try_from(end - start) {
             Ok(length) if end - start <= MAX_NAME_BYTES => vec![0; length],
-            _ => return Err(self.malformed(start, "a name of more than 64 KiB")),
+            _ => return Err(self.malformed(start, "a name of more than 4 KiB")),
         };
         self.file.read_at(start, &mut json)?;
         let name = serde_json::from_slice(&json).map_err(|e| self.malformed(start, "no name").because(e))?;
@@ -154,7 +155,7 @@ impl<'a> Skimmer<'a> {
     /// Where the container that begins at `at` ends.
     fn container(&mut self, mut at: u64) -> Result<u64> {
         // One bit for each container that is open, the innermost lowest, set where it is an object.
-        let (mut objects, mut depth) = (0_u64, 0);
+        let (mut objects, mut depth) = (0_u128, 0);
         loop {
             // Setting this bit makes one of both sorts of brackets.
             let (byte, found) = self.find(at, |byte| byte == b'"' || matches!(byte | 0x20, b'{' | b'}'))?;
@@ -162,9 +163,9 @@ impl<'a> Skimmer<'a> {
             match byte {
                 b'"' => at = self.string(at)?,
                 b'{' | b'[' if depth == MAX_DEPTH => {
-                    return Err(self.malformed(found, "more than 64 values within each other"));
+                    return Err(self.malformed(found, "more than 128 values within each other"));
                 }
-                b'{' | b'[' => (objects, depth) = (objects << 1 | u64::from(byte == b'{'), depth + 1),
+                b'{' | b'[' => (objects, depth) = (objects << 1 | u128::from(byte == b'{'), depth + 1),
                 _ if (objects & 1 == 1) != (byte == b'}') => return Err(self.malformed(found, "the wrong bracket")),
                 _ if depth == 1 => return Ok(at),
                 _ => (objects, depth) = (objects >> 1, depth - 1),
@@ -206,9 +207,7 @@ impl<'a> Skimmer<'a> {
     fn byte(&mut self, at: u64) -> Result<u8> {
         let first = self.bytes(at)?.first().copied();
         first.ok_or_else(|| {
-            let message =
-                format!("`{}` ends at byte `{}`, in the middle of a value", self.file.path().display(), self.end);
-            Error::new(Kind::Truncated, message)
+            Error::new(Kind::Truncated, format!("it ends at byte `{}`, in the middle of a value", self.end))
         })
     }
 
@@ -228,7 +227,7 @@ impl<'a> Skimmer<'a> {
     }
 
     fn malformed(&self, at: u64, what: &str) -> Error {
-        Error::new(Kind::Malformed, format!("`{}` is damaged: {what} at byte `{at}`", self.file.path().display()))
+        malformed(format!("{what} at byte `{at}`"))
     }
 }
 
@@ -413,7 +412,7 @@ mod tests {
         }
         assert_eq!(whole(b"{\"\xff\":1}", 4).unwrap_err().kind(), Kind::Malformed);
         let error = whole(b"[1, ?]", 4).unwrap_err().to_string();
-        assert!(error.ends_with("sample.json` is damaged: no value at byte `4`"), "{error}");
+        assert!(error.ends_with("no value at byte `4`"), "{error}");
     }
 
     #[test]
@@ -428,17 +427,17 @@ mod tests {
     fn limits_hold() {
         let nested = |depth| ["[".repeat(depth), "]".repeat(depth)].concat();
         let skim = |text: &str| Sample::new(text.as_bytes()).skim(7).value(0).map(|range| range.end);
-        assert_eq!(skim(&nested(64)).unwrap(), 128);
-        assert_eq!(skim(&nested(65)).unwrap_err().kind(), Kind::Malformed);
+        assert_eq!(skim(&nested(128)).unwrap(), 256);
+        assert_eq!(skim(&nested(129)).unwrap_err().kind(), Kind::Malformed);
         let objects = |depth| ["{\"a\":".repeat(depth), "1".to_owned(), "}".repeat(depth)].concat();
-        assert!(skim(&objects(64)).is_ok());
-        assert_eq!(skim(&objects(65)).unwrap_err().kind(), Kind::Malformed);
+        assert!(skim(&objects(128)).is_ok());
+        assert_eq!(skim(&objects(129)).unwrap_err().kind(), Kind::Malformed);
         assert_eq!(skim(&"[".repeat(1 << 20)).unwrap_err().kind(), Kind::Malformed);
 
         let names = |text: &str| Sample::new(text.as_bytes()).skim(BLOCK_BYTES).members(0, |_, _| Ok(()));
         let named = |length| format!("{{\"{}\":1}}", "n".repeat(length));
-        assert!(names(&named((64 << 10) - 2)).is_ok());
-        assert_eq!(names(&named((64 << 10) - 1)).unwrap_err().kind(), Kind::Malformed);
+        assert!(names(&named((4 << 10) - 2)).is_ok());
+        assert_eq!(names(&named((4 << 10) - 1)).unwrap_err().kind(), Kind::Malformed);
         let many = |count| {
             let members: Vec<_> = (0..count).map(|n| format!("\"{n}\":{n}")).collect();
             format!("{{{}}}", members.join(","))
