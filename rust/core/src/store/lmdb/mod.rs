@@ -9,7 +9,6 @@ mod opening;
 mod stored;
 mod tables;
 mod verify;
-#[allow(dead_code, reason = "reading environments that are not ours needs the rest of it")]
 mod walk;
 
 use std::sync::atomic::{AtomicBool, Ordering};
