@@ -46,8 +46,9 @@ def encode(name: str, array: object) -> Encoded:
     """
     import numpy as np
 
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
+    # While another thread imports torch, there is no such type yet, and no tensor.
+    tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
+    if tensor_type is not None and isinstance(array, tensor_type):
         return _encode_torch(name, cast("torch.Tensor", array))
     # The mask of a masked array would be lost.
     if isinstance(array, (np.ndarray, np.generic)) and not isinstance(array, np.ma.MaskedArray):

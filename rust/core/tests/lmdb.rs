@@ -600,3 +600,67 @@ fn a_session_that_is_cut_off_leaves_the_writer_free() {
     (0..20).for_each(|n| holds(&again, n, 0).unwrap());
     assert_eq!(writer.stats().syncs, writer.stats().commits);
 }
+
+/// Changes the number of pages that the header of the first large value says it has.
+fn damage_a_large_value(root: &Path) {
+    const PAGE: usize = 4096;
+    let data = root.join("data.mdb");
+    let mut bytes = std::fs::read(&data).unwrap();
+    let is_large = |(n, page): &(usize, &[u8])| page[..8] == (*n as u64).to_le_bytes() && page[10..12] == [4, 0];
+    let (number, _) = bytes.chunks(PAGE).enumerate().find(is_large).unwrap();
+    bytes[number * PAGE + 12] ^= 1;
+    std::fs::write(data, bytes).unwrap();
+}
+
+#[test]
+fn a_writer_looks_at_all_it_relies_on_though_a_reader_has_the_store_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let store = create_raw(&root, MEMORY);
+    put(&store, [big(0)]).unwrap();
+    store.close().unwrap();
+    drop(store);
+    damage_a_large_value(&root);
+    let reader = open(&root, false);
+    assert_big(&reader, 0);
+    assert_eq!(Store::open(&root, true, MEMORY).unwrap_err().kind(), Kind::Malformed);
+    assert_big(&reader, 0);
+}
+
+#[test]
+fn a_store_that_moves_is_followed_and_one_that_is_gone_is_not_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, moved) = (directory.path().join("store"), directory.path().join("moved"));
+    let writer = create(&root);
+    put(&writer, [draft(1, 0)]).unwrap();
+    std::fs::rename(&root, &moved).unwrap();
+    let error = put(&writer, [draft(2, 0)]).unwrap_err();
+    assert_eq!(error.kind(), Kind::MissingFile);
+    assert!(error.to_string().contains("was moved, deleted or replaced while it was open"), "{error}");
+    holds(&writer, 1, 0).unwrap();
+    let reader = open(&moved, false);
+    assert!(damage(&reader).is_empty());
+    assert!(inspect::info(&reader).is_ok());
+    put(&writer, [draft(2, 0)]).unwrap();
+    holds(&reader, 2, 0).unwrap();
+    std::fs::remove_dir_all(&moved).unwrap();
+    assert_eq!(put(&writer, [draft(3, 0)]).unwrap_err().kind(), Kind::MissingFile);
+    holds(&reader, 2, 0).unwrap();
+}
+
+#[test]
+fn a_lock_file_that_another_library_made_anew_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let store = create(&root);
+    put(&store, [draft(1, 0)]).unwrap();
+    let other = std::fs::OpenOptions::new().read(true).write(true).open(root.join("lock.mdb")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&other, b"another form", 0).unwrap();
+    for error in [holds(&store, 1, 0).unwrap_err(), put(&store, [draft(2, 0)]).unwrap_err()] {
+        assert_eq!(error.kind(), Kind::AlreadyOpen);
+        assert!(error.to_string().contains("another LMDB library in this process has"), "{error}");
+    }
+    drop(other);
+    put(&store, [draft(2, 0)]).unwrap();
+    (1..3).for_each(|n| holds(&store, n, 0).unwrap());
+}

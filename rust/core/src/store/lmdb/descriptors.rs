@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::{DATA, LOCK};
 use crate::error::{Error, Kind, Result};
+use crate::files::ReadFile;
 
 const SINGLE_FILE_LOCK: &str = "data.mdb-lock";
 
@@ -29,4 +30,25 @@ pub(super) fn refuse_others(root: &Path) -> Result<()> {
         return Err(Error::new(Kind::AlreadyOpen, message));
     }
     Ok(())
+}
+
+/// The lock file of an open environment. Another LMDB library in this process is not kept from opening the environment: it
+/// makes the lock file anew in a form of its own, and whoever then waits for a lock in it waits for ever.
+pub(super) struct LockFile {
+    file: ReadFile,
+    form: [u8; 8],
+}
+
+impl LockFile {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let (file, mut form) = (ReadFile::open(path)?, [0; 8]);
+        file.read_at(0, &mut form)?;
+        Ok(Self { file, form })
+    }
+
+    /// Whether it still has the form that our LMDB gave it.
+    pub(super) fn is_unchanged(&self) -> bool {
+        let mut form = [0; 8];
+        self.file.read_at(0, &mut form).is_ok() && form == self.form
+    }
 }

@@ -11,11 +11,12 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use heed::{Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 
+use super::descriptors::{self, LockFile};
 use super::failure::{self, Failure};
 use super::tables::{First, Tables};
-use super::{DATA, LOCK, descriptors};
+use super::{DATA, LOCK, WRITER_LOCK};
 use crate::error::{Error, Kind, Result};
-use crate::files::{already_open, reserve};
+use crate::files::{Lock, already_open, reserve};
 use crate::lock::{lock_alone, lock_shared};
 use crate::store::root::exists;
 
@@ -36,7 +37,8 @@ static ENVIRONMENTS: ArcSwapOption<Vec<Weak<Environment>>> = ArcSwapOption::cons
 
 /// An environment, open or not.
 pub(super) struct Environment {
-    root: PathBuf,
+    /// Where it was found last: a store may be moved while it is open.
+    root: ArcSwap<PathBuf>,
     /// Device and inode of the data file.
     file: (u64, u64),
     gate: ArcSwap<Gate>,
@@ -56,10 +58,22 @@ enum Slot {
 }
 
 struct Opened {
+    /// Without one, on a read-only file system. Dropped before the environment: closing it gives up LMDB's own lock.
+    lock: Option<LockFile>,
     env: Env<WithoutTls>,
     tables: Tables<'static>,
     /// Why it could not be opened for writing, if so.
     read_only: Option<Error>,
+}
+
+impl Slot {
+    /// What is open, unless another library has made its lock file anew.
+    fn usable(&self) -> Option<&Opened> {
+        match self {
+            Self::Open(opened) if opened.lock.as_ref().is_none_or(LockFile::is_unchanged) => Some(opened),
+            Self::Open(_) | Self::Closed(_) => None,
+        }
+    }
 }
 
 impl Gate {
@@ -83,7 +97,8 @@ impl Environment {
         let path = root.join(DATA);
         let file = descriptors::identity(&path).map_err(|e| Error::io("open", &path, e))?;
         let gate = ArcSwap::new(Gate::closed(None));
-        let mut shared = Arc::new(Self { root: root.to_owned(), file, gate, writer: AtomicU32::new(0) });
+        let mut shared =
+            Arc::new(Self { root: ArcSwap::from_pointee(root.to_owned()), file, gate, writer: AtomicU32::new(0) });
         let fresh = shared.clone();
         ENVIRONMENTS.rcu(|known| {
             let mut live: Vec<_> = known.iter().flat_map(|known| known.iter()).cloned().collect();
@@ -95,15 +110,30 @@ impl Environment {
             shared = found.unwrap_or_else(|| fresh.clone());
             Some(Arc::new(live))
         });
+        if shared.check_place().is_err() {
+            shared.root.store(Arc::new(root.to_owned()));
+        }
         Ok(shared)
     }
 
-    pub(super) fn root(&self) -> &Path {
-        &self.root
+    pub(super) fn root(&self) -> Arc<PathBuf> {
+        self.root.load_full()
     }
 
     pub(super) fn data_path(&self) -> PathBuf {
-        self.root.join(DATA)
+        self.root().join(DATA)
+    }
+
+    /// What is written to a file without a name is lost, and another file may have taken its name.
+    fn check_place(&self) -> Result<()> {
+        if descriptors::identity(&self.data_path()).is_ok_and(|file| file == self.file) {
+            return Ok(());
+        }
+        let message = format!(
+            "the store `{}` was moved, deleted or replaced while it was open; open it again where it is now",
+            self.root().display()
+        );
+        Err(Error::new(Kind::MissingFile, message))
     }
 
     /// Opens the environment if no handle of this process has, after a check of its file that may refuse it.
@@ -121,7 +151,7 @@ impl Environment {
         let gate = self.gate();
         let mut slot = gate.alone();
         match &*slot {
-            Slot::Open(_) => Err(exists(&self.root, "a store")),
+            Slot::Open(_) => Err(exists(&self.root(), "a store")),
             Slot::Closed(_) => self.fill(&mut slot, Some(first)),
         }
     }
@@ -132,7 +162,7 @@ impl Environment {
         let claimed = self
             .writer
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |writer| (writer != process).then_some(process));
-        claimed.map(drop).map_err(|_| already_open(&self.root))
+        claimed.map(drop).map_err(|_| already_open(&self.root()))
     }
 
     pub(super) fn release(&self) {
@@ -154,13 +184,13 @@ impl Environment {
         loop {
             let gate = self.gate();
             let slot = gate.shared();
-            let Slot::Open(opened) = &*slot else {
+            let Some(opened) = slot.usable() else {
                 drop(slot);
-                self.fill(&mut gate.alone(), None)?;
+                self.reopen(&gate)?;
                 continue;
             };
             let failed = match opened.env.read_txn() {
-                Ok(txn) => return f(&txn, &opened.tables).map_err(|failure| failure.into_error(&self.root)),
+                Ok(txn) => return f(&txn, &opened.tables).map_err(|failure| failure.into_error(&self.root())),
                 Err(failed) => failed,
             };
             match failed {
@@ -169,10 +199,10 @@ impl Environment {
                     self.resize(&gate, |_| Some(0))?;
                 }
                 heed::Error::Mdb(MdbError::ReadersFull) if !cleared => {
-                    opened.env.clear_stale_readers().map_err(|e| failure::of(e, &self.root))?;
+                    opened.env.clear_stale_readers().map_err(|e| failure::of(e, &self.root()))?;
                     cleared = true;
                 }
-                failed => return Err(failure::of(failed, &self.root)),
+                failed => return Err(failure::of(failed, &self.root())),
             }
         }
     }
@@ -185,11 +215,12 @@ impl Environment {
         mut apply: impl FnMut(&mut RwTxn<'_>, &Tables<'_>) -> Result<T, Failure>,
     ) -> Result<T> {
         loop {
+            self.check_place()?;
             let gate = self.gate();
             let slot = gate.shared();
-            let Slot::Open(opened) = &*slot else {
+            let Some(opened) = slot.usable() else {
                 drop(slot);
-                self.fill(&mut gate.alone(), None)?;
+                self.reopen(&gate)?;
                 continue;
             };
             let mut attempt = || {
@@ -211,7 +242,7 @@ impl Environment {
                 Failure::Lmdb(error) => {
                     // What LMDB has in memory may not be what the file has; the next use opens it anew.
                     *gate.alone() = Slot::Closed(None);
-                    return Err(failure::of_commit(error, &self.root, bytes));
+                    return Err(failure::of_commit(error, &self.root(), bytes));
                 }
             }
         }
@@ -233,7 +264,7 @@ impl Environment {
         let Slot::Open(opened) = &*slot else { return Ok(()) };
         let old = opened.env.info().map_size;
         let too_large = || {
-            let message = format!("the store `{}` cannot grow beyond a map of `{old}` bytes", self.root.display());
+            let message = format!("the store `{}` cannot grow beyond a map of `{old}` bytes", self.root().display());
             Error::new(Kind::LimitExceeded, message)
         };
         let size = size(old).ok_or_else(too_large)?;
@@ -251,6 +282,15 @@ impl Environment {
         }
     }
 
+    /// Opens what is closed, or was taken over by another library, which may still have it.
+    fn reopen(&self, gate: &Gate) -> Result<()> {
+        let mut slot = gate.alone();
+        if matches!(*slot, Slot::Open(_)) && slot.usable().is_none() {
+            *slot = Slot::Closed(None);
+        }
+        self.fill(&mut slot, None)
+    }
+
     /// Opens what is closed.
     fn fill(&self, slot: &mut Slot, first: Option<First<'_>>) -> Result<()> {
         let Slot::Closed(inherited) = slot else { return Ok(()) };
@@ -260,7 +300,7 @@ impl Environment {
             *inherited = Some(held);
             let message = format!(
                 "another thread was using the store `{}` when this process was forked; fork while nobody does, or start the process anew (`spawn`)",
-                self.root.display()
+                self.root().display()
             );
             return Err(Error::new(Kind::ForkedHandle, message));
         }
@@ -270,45 +310,61 @@ impl Environment {
 
     fn opened(&self, first: Option<First<'_>>) -> Result<Opened> {
         failure::check_version()?;
+        self.check_place()?;
+        let root = self.root();
         // A handle of the same file may be on its way out in another thread.
         let mut tries = 0..TRIES;
-        let (env, read_only) = loop {
-            match descriptors::refuse_others(&self.root).and_then(|()| self.open_env()) {
+        let (env, lock, read_only) = loop {
+            match descriptors::refuse_others(&root).and_then(|()| open_env(&root)) {
                 Err(error) if error.kind() == Kind::AlreadyOpen && tries.next().is_some() => {
                     std::thread::sleep(PAUSE);
                 }
                 opened => break opened?,
             }
         };
-        env.clear_stale_readers().map_err(|e| failure::of(e, &self.root))?;
+        env.clear_stale_readers().map_err(|e| failure::of(e, &root))?;
         let tables = match first {
             Some(first) => Tables::create(&env, first),
             None => Tables::open(&env),
         };
-        Ok(Opened { tables: tables.map_err(|failure| failure.into_error(&self.root))?, env, read_only })
+        Ok(Opened { tables: tables.map_err(|failure| failure.into_error(&root))?, env, lock, read_only })
     }
+}
 
-    fn open_env(&self) -> Result<(Env<WithoutTls>, Option<Error>)> {
-        let path = self.data_path();
-        let length = path.symlink_metadata().map_err(|e| Error::io("open", &path, e))?.len();
-        let size = usize::try_from(length.saturating_mul(2)).unwrap_or(usize::MAX / 2).max(LEAST_MAP);
-        let mut options = EnvOpenOptions::new().read_txn_without_tls();
-        options.map_size(size.next_multiple_of(MAP_UNIT)).max_readers(READERS).max_dbs(DATABASES);
-        let writable = reserve(&self.root.join(LOCK), LOCK_BYTES).and_then(|()| {
-            // SAFETY: the data file was walked before its first use, is changed by LMDB alone, and is open nowhere else in
-            // this process: heed refuses the path, the registry the file, the descriptors another library.
-            unsafe { options.open(&self.root) }.map_err(|e| failure::of(e, &self.root))
-        });
-        match writable {
-            Ok(env) => Ok((env, None)),
-            Err(refused) if refused.kind() == Kind::ReadOnly => {
-                // SAFETY: reading only is a flag without demands; the rest is as for any opening.
-                let env = unsafe { options.flags(EnvFlags::READ_ONLY).open(&self.root) };
-                Ok((env.map_err(|e| failure::of(e, &self.root))?, Some(refused)))
-            }
-            Err(error) => Err(error),
+/// The environment in `root`, its lock file, and why it can only be read, if so.
+fn open_env(root: &Path) -> Result<(Env<WithoutTls>, Option<LockFile>, Option<Error>)> {
+    let path = root.join(DATA);
+    let length = path.symlink_metadata().map_err(|e| Error::io("open", &path, e))?.len();
+    let size = usize::try_from(length.saturating_mul(2)).unwrap_or(usize::MAX / 2).max(LEAST_MAP);
+    let mut options = EnvOpenOptions::new().read_txn_without_tls();
+    options.map_size(size.next_multiple_of(MAP_UNIT)).max_readers(READERS).max_dbs(DATABASES);
+    let reserved = reserve(&root.join(LOCK), LOCK_BYTES);
+    let has_lock = reserved.is_ok();
+    let writable = reserved.and_then(|()| {
+        // SAFETY: the data file was walked before its first use, is changed by LMDB alone, and is open nowhere else in
+        // this process: heed refuses the path, the registry the file, the descriptors another library.
+        unsafe { options.open(root) }.map_err(|e| failure::of(e, root))
+    });
+    let (env, read_only) = match writable {
+        Ok(env) => (env, None),
+        Err(refused) if refused.kind() == Kind::ReadOnly => {
+            // SAFETY: reading only is a flag without demands; the rest is as for any opening.
+            let env = unsafe { options.flags(EnvFlags::READ_ONLY).open(root) };
+            (env.map_err(|e| failure::of_reading(e, root))?, Some(refused))
         }
+        Err(error) => return Err(error),
+    };
+    // On a read-only file system LMDB reads without its lock.
+    if !has_lock && Lock::is_held(&root.join(WRITER_LOCK))? {
+        let message = format!(
+            "`{}` is being written, and where the file system is read-only no lock protects its readers; wait for the \
+             writer, or read it where it can be locked",
+            root.display()
+        );
+        return Err(Error::new(Kind::Locked, message));
     }
+    let lock = has_lock.then(|| LockFile::open(&root.join(LOCK))).transpose()?;
+    Ok((env, lock, read_only))
 }
 
 /// Closes what a forked child has of its parent's environment. Gives it back if a thread of the parent's, which does not

@@ -7,7 +7,7 @@ use rustix::fs::statvfs;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::DATA;
+use super::{DATA, LOCK};
 use crate::error::{Error, Kind, Result};
 
 /// Failure of a transaction: LMDB's, which the environment must look at first, or our own.
@@ -70,6 +70,18 @@ pub(super) fn of(error: heed::Error, root: &Path) -> Error {
         _ => (Kind::StorageIo, format!("LMDB cannot use `{shown}`: {error}")),
     };
     Error::new(kind, message).because(error)
+}
+
+/// An error of opening only to read the store at `root`.
+pub(super) fn of_reading(error: heed::Error, root: &Path) -> Error {
+    if !matches!(&error, heed::Error::Io(e) if e.kind() == std::io::ErrorKind::PermissionDenied) {
+        return of(error, root);
+    }
+    let message = format!(
+        "cannot read `{}` without permission to write its `{LOCK}`, where LMDB notes who reads; ask for it, or read a copy",
+        root.display()
+    );
+    Error::new(Kind::ReadOnly, message).because(error)
 }
 
 /// An error of a commit that was about to write `bytes`. Of a write that was cut short LMDB says only that it failed.

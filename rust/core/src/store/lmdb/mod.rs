@@ -9,7 +9,6 @@ mod opening;
 mod stored;
 mod tables;
 mod verify;
-#[allow(dead_code, reason = "reading environments that are not ours needs the rest of it")]
 mod walk;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -133,7 +132,7 @@ impl Backend for Lmdb {
     }
 
     fn file_bytes(&self) -> Result<u64> {
-        bytes_of_files(&[self.shared()?.environment.root()])
+        bytes_of_files(&[&self.shared()?.environment.root()])
     }
 
     fn verify(&self) -> Vec<Error> {

@@ -15,7 +15,7 @@ use crate::format::lmdb::{Next, checked_value};
 use crate::format::{RECORD_HEADER_BYTES, RecordHeader, RecordType, malformed};
 use crate::manifest::Manifest;
 use crate::store::Backend;
-use crate::store::root::new_root;
+use crate::store::root::{exists, new_root};
 
 /// How often a file that another process goes on writing is looked at before LMDB is asked instead.
 const LOOKS: usize = 3;
@@ -28,10 +28,13 @@ pub(super) fn recognises(path: &Path) -> bool {
 }
 
 pub(super) fn create(root: &Path, manifest: &Manifest, disk: Arc<dyn Disk>) -> Result<Box<dyn Backend>> {
-    let names = new_root(root, disk.as_ref(), |name| is_leftover(root, name))?;
+    new_root(root, disk.as_ref(), |name| is_leftover(root, name))?;
     let lock = Lock::acquire(&root.join(WRITER_LOCK), root)?;
-    if !names.iter().any(|name| name == DATA) {
+    if root.join(DATA).symlink_metadata().is_err() {
         disk.create(&root.join(DATA))?;
+    } else if !is_leftover(root, OsStr::new(DATA)) {
+        // Another process was faster, and has closed it since.
+        return Err(exists(root, "a store"));
     }
     let (store, json) = (manifest.store_tag(), manifest.to_json()?);
     let environment = Environment::at(root)?;
@@ -68,8 +71,12 @@ pub(super) fn open(root: &Path, writable: bool, _disk: Arc<dyn Disk>) -> Result<
         has_manifest(&DataFile::open(&root.join(DATA))?, root)?;
     }
     let lock = writable.then(|| Lock::acquire(&writer_lock, root)).transpose()?;
+    // Also where a reader of this process has it open: it did not look at what writing relies on.
+    if writable {
+        check_file(root, true)?;
+    }
     let environment = Environment::at(root)?;
-    environment.open(|| check_file(root, writable))?;
+    environment.open(|| if writable { Ok(()) } else { check_file(root, false) })?;
     let manifest = read_manifest(&environment)?;
     if writable {
         environment.read_only().map_or(Ok(()), Err)?;

@@ -47,11 +47,6 @@ impl DataFile {
         self.meta.txnid
     }
 
-    /// Bytes of a page.
-    pub(super) fn page_size(&self) -> u64 {
-        self.meta.page_size
-    }
-
     /// Checks every page of every tree, so that LMDB can read the file; if `thorough` also all that only its writing
     /// relies on: headers of overflow pages, and the pages that the free list names.
     pub(super) fn walk(&self, thorough: bool) -> Result<()> {
@@ -63,16 +58,6 @@ impl DataFile {
             walk.tree(&tree, Role::Named).map_err(|e| e.within(named()))?;
         }
         if thorough { walk.check_missing() } else { Ok(()) }
-    }
-
-    /// Names of the named databases, in their order.
-    pub(super) fn databases(&self) -> Result<Vec<String>> {
-        let mut walk = Walk::new(self, false)?;
-        walk.tree(&self.meta.main, Role::Main)?;
-        let name = |(name, _): (Vec<u8>, Tree)| {
-            String::from_utf8(name).map_err(|_| malformed(format!("`{}`: a name that is not UTF-8", self.shown())))
-        };
-        walk.named.into_iter().map(name).collect()
     }
 
     /// The value of `key` in a named database, or in the one without a name, if both are there. Reads the pages that
@@ -556,9 +541,8 @@ mod tests {
             let copy = Copy::of(&bytes);
             copy.walk(false).unwrap();
             let file = copy.walk(true).unwrap();
-            assert_eq!(file.databases().unwrap(), ["entries", "index", "models"]);
             let env = environment(copy.folder.path()).unwrap();
-            assert_eq!((file.page_size(), file.txnid()), (PAGE as u64, env.info().last_txn_id as u64));
+            assert_eq!(file.txnid(), env.info().last_txn_id as u64);
             env.prepare_for_closing().wait();
             assert_eq!(copy.read().unwrap(), contents);
             let known = contents.iter().map(|((name, key), value)| (*name, key, value));
