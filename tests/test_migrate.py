@@ -4,12 +4,21 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 
 import actstore
 from actstore import _core
-from actstore.errors import ActstoreError, CorruptError, InvalidInputError, KeyConflictError, NotFoundError
+from actstore.errors import (
+    ActstoreError,
+    AlreadyExistsError,
+    CorruptError,
+    InvalidInputError,
+    KeyConflictError,
+    NotFoundError,
+    ReadOnlyError,
+)
 from actstore.migration.run import _spread
 from actstore.store import Store
 from backends import ON_DISK
@@ -308,6 +317,8 @@ def test_conflicts(backend: str, tmp_path: Path) -> None:
                     assert target["key 2#1"].content_id == source["key 2"].content_id
                 again = actstore.migrate(source, target, on_conflict=rule, verify=True)
                 assert (again.migrated, again.skipped, len(target)) == (0, 4, 4 + (rule == "number"))
+                planned = actstore.migrate(source, target, on_conflict=rule, dry_run=True)
+                assert (planned.migrated, planned.skipped, planned.conflicts) == (0, 4, again.conflicts)
 
 
 def refused(arguments: dict[str, Any], tmp_path: Path) -> ActstoreError:
@@ -316,9 +327,11 @@ def refused(arguments: dict[str, Any], tmp_path: Path) -> ActstoreError:
     actstore.create(tmp_path / "raw", codec="raw").close()
     places = {"source": tmp_path / "a", "target": tmp_path / "b"}
     places |= {name: tmp_path / arguments.pop(name) for name in ("source", "target") if name in arguments}
+    before = files(tmp_path)
     with pytest.raises(ActstoreError) as caught:
         actstore.migrate(**places, **arguments)
     assert not (tmp_path / "b").exists()
+    assert files(tmp_path) == before
     return caught.value
 
 
@@ -346,7 +359,12 @@ NEW = {"target_format": "shards"}
         ({**NEW, "points": "nowhere"}, "unknown_point", "`nowhere` is not stored"),
         ({**NEW, "points": []}, "unknown_point", "no hook point is given"),
         ({**NEW, "keys": ["key 0", "none"]}, "no_such_key", "no entry `none`"),
-        ({**NEW, "source": "nowhere"}, "not_a_store", "does not exist"),
+        ({**NEW, "source": "nowhere"}, "not_a_store", "does not exist; give the store to migrate"),
+        ({**NEW, "target": "a/b"}, "invalid_option", "lies in the source `"),
+        ({**NEW, "target": "a/shards/deep/b"}, "invalid_option", "which is never changed; give a place outside"),
+        ({**NEW, "keys": 3}, "invalid_option", "`keys` is `3`; give strings"),
+        ({**NEW, "keys": ["key 0", 3]}, "invalid_option", "`keys` has `3`; give strings"),
+        ({**NEW, "progress": 3}, "invalid_option", "`progress` is `3`; give a function of `done`, `total` and "),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -371,6 +389,78 @@ def test_a_named_format_must_be_what_is_found(backend: str, tmp_path: Path) -> N
         with pytest.raises(InvalidInputError, match=f"`source_format` is `{backend}`, but the store in memory"):
             actstore.migrate(other, tmp_path / "a", source_format=backend)
         assert actstore.migrate(tmp_path / "a", other, source_format=backend, target_format="memory").entries == 0
+
+
+def test_what_is_no_place_is_refused(tmp_path: Path) -> None:
+    source = create("memory", tmp_path)
+    nothing: Any = None
+    with pytest.raises(InvalidInputError, match="`source` is `None`; give a path or an open store"):
+        actstore.migrate(nothing, tmp_path / "b", target_format="shards")
+    with pytest.raises(InvalidInputError, match="`target` is `None`; give a path or an open store"):
+        actstore.migrate(source, nothing, target_format="shards")
+    source.close()
+    for dry_run in (False, True):
+        with pytest.raises(ReadOnlyError, match="the source is closed") as caught:
+            actstore.migrate(source, tmp_path / "b", target_format="shards", dry_run=dry_run)
+        assert caught.value.kind == "closed"
+    assert not (tmp_path / "b").exists()
+
+
+def foreign_sources(path: Path) -> dict[str, str]:
+    """What older loggers, and others, wrote below `path`, and how it is called."""
+    lmdb.open(str(path / "env"), map_size=1 << 20).close()
+    lmdb.open(str(path / "file.lmdb"), subdir=False, map_size=1 << 20).close()
+    (path / "log" / "activations").mkdir(parents=True)
+    (path / "log" / "metadata.json").write_text('{"logger_config": {"version": "1.0"}, "entries": {}}')
+    (path / "other").mkdir()
+    (path / "other" / "metadata.json").write_text("[1]")
+    actstore.create(path / "own", "lmdb").close()
+    only = "only actstore's own stores can be migrated so far"
+    return {
+        "env": f"is an LMDB environment that actstore did not write; {only}",
+        "env/data.mdb": f"is an LMDB environment that actstore did not write; {only}",
+        "file.lmdb": f"is an LMDB environment that actstore did not write; {only}",
+        "log": f"is a JSON log of version `1.0` that actstore did not write; {only}",
+        "other": f"holds no actstore store; {only}",
+        "own/data.mdb": f"is a file of a store; give its directory, `{path / 'own'}`",
+    }
+
+
+def test_a_source_of_others_is_called_what_it_is(tmp_path: Path) -> None:
+    for name, what in foreign_sources(tmp_path).items():
+        before = files(tmp_path)
+        with pytest.raises(NotFoundError) as caught:
+            actstore.migrate(tmp_path / name, tmp_path / "b", target_format="shards")
+        assert (caught.value.kind, str(caught.value)) == ("not_a_store", f"`{tmp_path / name}` {what}")
+        assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_target_that_is_taken_is_refused(dry_run: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with create("memory", tmp_path) as source:
+        put_regular(source, 2)
+        for name in ("file", "link", "full"):
+            with pytest.raises(AlreadyExistsError, match=r"is already .*choose another path"):
+                actstore.migrate(source, tmp_path / name, target_format="shards", dry_run=dry_run)
+        assert actstore.migrate(source, tmp_path / "empty", target_format="shards", dry_run=dry_run).migrated == 2
+
+
+def test_progress_is_not_ahead_of_the_disk(tmp_path: Path) -> None:
+    ahead: list[int] = []
+
+    def progress(done: int, *_: int) -> None:
+        if done % 250 == 0:
+            ahead.append(done - sum(1 for _ in (tmp_path / "b" / "activations").glob("*.json")))
+
+    with create("memory", tmp_path) as source:
+        put_regular(source, 4000, rows=3, width=1)
+        actstore.migrate(source, tmp_path / "b", target_format="json", progress=progress)
+    assert max(ahead) <= 1024
 
 
 def test_a_link_to_the_source_is_the_source(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class MigrationReport:
         speed = format_bytes(self.raw_bytes / max(self.seconds, 1e-9))
         there = f" and {self.skipped:,} skipped" if self.skipped else ""
         parts = [
-            f"{self.migrated:,} entries migrated{there}",
+            f"{counted(self.migrated, 'entry', 'entries')} migrated{there}",
             f"{format_bytes(self.raw_bytes)} raw",
             f"{format_bytes(self.stored_bytes)} stored{ratio}",
             f"{self.seconds:.1f} s",
@@ -107,3 +107,8 @@ class MigrationReport:
         if self.verified is not None:
             parts.append(f"{self.verified:,} verified")
         return ", ".join(parts)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 key`, `2,000 keys`."""
+    return f"{number:,} {one if number == 1 else many}"

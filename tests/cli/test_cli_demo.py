@@ -26,6 +26,8 @@ def test_the_demo(run: Run, tmp_path: Path) -> None:
     assert result.stdout.count("equal bit for bit to output_hidden_states of the same calls: ") == 2
     assert result.stdout.count("within the tolerance of") == 2
     assert "answered right, padded on the left: " in result.stdout
+    assert "round trip of the first store" in result.stdout
+    assert "equal after the round trip: 60 content ids, " in result.stdout
     for side in ("left", "right"):
         with actstore.open(tmp_path / "out" / side) as store:
             assert len(store) == 60

@@ -123,12 +123,15 @@ def test_conflicts(run: Run, small_store: Path, tmp_path: Path) -> None:
     with actstore.create(tmp_path / "new") as store:
         store.put(key="odd 1", activations={})
     arguments = ("migrate", "auto", "shards", "--source", small_store, "--target", tmp_path / "new")
+    warning = "warning: the first conflict will end the migration; `--on-conflict` has other rules\n"
+    assert run(*arguments, "--dry-run").stderr == warning
+    assert run(*arguments, "--dry-run", "--on-conflict", "skip").stderr == ""
     result = run(*arguments)
     assert result.exit_code == 1
     assert "error: key `odd 1` is stored in the target with other content" in result.stderr
     result = run(*arguments, "--on-conflict", "number")
     assert result.exit_code == 0
-    assert "1 keys were there with other content" in result.stdout
+    assert "1 key was there with other content" in result.stdout
 
 
 def test_ctrl_c_says_how_to_go_on(run: Run, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +152,19 @@ def test_ctrl_c_says_how_to_go_on(run: Run, small_store: Path, tmp_path: Path, m
     monkeypatch.undo()
     result = run(*arguments)
     assert result.exit_code == 0
-    assert result.stdout.startswith("1 entries migrated and 2 skipped, ")
+    assert result.stdout.startswith("1 entry migrated and 2 skipped, ")
     assert same(small_store, tmp_path / "new")
+
+
+def test_ctrl_c_while_verifying(run: Run, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_core, "compare", interrupt)
+    arguments = ("migrate", "auto", "shards", "--source", small_store, "--target", tmp_path / "new", "--verify")
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.endswith("stopped at 0/3 verified; run the same command again to continue\n")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +175,7 @@ def test_ctrl_c_says_how_to_go_on(run: Run, small_store: Path, tmp_path: Path, m
         (("auto", "shards", "--codec", "gzip"), "unknown codec `gzip`"),
         (("auto", "shards", "--key", "none"), "no entry `none`"),
         (("auto", "shards", "--keys-from", "keys"), "`keys` is not UTF-8"),
+        (("auto", "shards", "--keys-from", "missing"), "cannot read the keys in `missing`: No such file or directory"),
         (("auto", "shards", "--layers", "7"), "layers `7` are not stored; stored are `0`, `1`"),
         (("auto", "shards", "--points", "logits"), "hook point `logits` is not stored"),
     ],

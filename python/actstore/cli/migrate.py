@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +14,12 @@ from actstore.cli.app import FormatOption, command
 from actstore.cli.output import print_fields, print_json
 from actstore.cli.progress import Progress
 from actstore.errors import InvalidInputError
+from actstore.reports import counted
 from actstore.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from actstore.migration import Migration
     from actstore.reports import MigrationReport
 
@@ -58,7 +62,12 @@ def migrate(
     request = Request(source_format, target_format, options, keys, layers, places, on_conflict)
     with opened(source, target, request, dry_run=dry_run) as migration:
         if dry_run:
-            _print(migration.estimate(), target, report_format)
+            report = migration.estimate()
+            _print(report, target, report_format)
+            if report.conflicts and on_conflict == "error":
+                typer.echo(
+                    "warning: the first conflict will end the migration; `--on-conflict` has other rules", err=True
+                )
             return
         report = _run(migration, verify=verify, shown=context.obj.progress)
     _print(report, target, report_format)
@@ -73,24 +82,31 @@ def _read_keys(path: Path | None) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidInputError("invalid_option", f"`{path}` is not UTF-8: {error.reason}") from None
+    except OSError as error:
+        raise InvalidInputError("invalid_option", f"cannot read the keys in `{path}`: {error.strerror}") from None
     return [line.rstrip("\r") for line in lines if line.strip()]
 
 
 def _run(migration: Migration, *, verify: bool, shown: bool) -> MigrationReport:
-    total = migration.total
-    follower = _Follower(Progress(total, "entries", shown=shown))
-    try:
-        with follower.bar:
-            report = migration.copy(follower)
-    except KeyboardInterrupt:
-        message = f"stopped at {follower.done}/{total} entries; run the same command again to continue"
-        typer.echo(message, err=True)
-        raise typer.Exit(130) from None
+    with _followed(migration.total, "entries", shown=shown) as follower:
+        report = migration.copy(follower)
     if not verify:
         return report
-    follower = _Follower(Progress(total, "verified", shown=shown))
-    with follower.bar:
+    with _followed(migration.total, "verified", shown=shown) as follower:
         return migration.verify(report, follower)
+
+
+@contextmanager
+def _followed(total: int, unit: str, *, shown: bool) -> Generator[_Follower]:
+    """Shows how far a migration or its verification is; Ctrl-C says so too, and how to go on."""
+    follower = _Follower(Progress(total, unit, shown=shown))
+    try:
+        with follower.bar:
+            yield follower
+    except KeyboardInterrupt:
+        message = f"stopped at {follower.done}/{total} {unit}; run the same command again to continue"
+        typer.echo(message, err=True)
+        raise typer.Exit(130) from None
 
 
 class _Follower:
@@ -120,7 +136,7 @@ def _print(report: MigrationReport, target: Path, report_format: str) -> None:
         typer.echo(f"differs: {difference['message']}")
     typer.echo(str(report))
     if report.conflicts:
-        typer.echo(f"{report.conflicts:,} keys were there with other content")
+        typer.echo(f"{counted(report.conflicts, 'key was', 'keys were')} there with other content")
     typer.echo(f"in {target} ({report.backend}, {format_bytes(report.file_bytes)})")
 
 

@@ -71,8 +71,8 @@ def print_round_trip(trip: RoundTrip) -> None:
          f"{report.raw_bytes / max(report.seconds, 1e-9) / 1e6:,.0f}")
         for report in trip.reports
     ]  # fmt: skip
-    print_table(("migrated", "entries", "size", "MB/s"), rows)
+    print_table(("round trip of the first store", "entries", "files", "MB/s"), rows)
     if trip.mismatches:
-        typer.echo(f"MISMATCH on the way: {len(trip.mismatches)}, first {trip.mismatches[0]}")
+        typer.echo(f"MISMATCH after the round trip: {len(trip.mismatches)}, first {trip.mismatches[0]}")
     else:
-        typer.echo(f"equal after the way: {trip.entries:,} content ids, {trip.fields:,} fields of metadata")
+        typer.echo(f"equal after the round trip: {trip.entries:,} content ids, {trip.fields:,} fields of metadata")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.arrays import dtype_name
-from actstore.errors import CorruptError
+from actstore.errors import CorruptError, InvalidInputError
 from actstore.migration.run import Migration, Request, opened
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def migrate(
     `no_such_key`), `KeyConflictError`, and `CorruptError` for a damaged entry, which ends the migration, and for what
     `verify` finds.
     """
+    if not (progress is None or callable(progress)):
+        message = f"`progress` is `{progress!r}`; give a function of `done`, `total` and `raw_bytes`"
+        raise InvalidInputError("invalid_option", message)
     options = {
         "codec": codec,
         "encoding": encoding,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from actstore import _core
 from actstore import store as stores
-from actstore.errors import InvalidInputError
+from actstore.errors import InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.migration.strangers import found_instead_of_a_store, refuse_taken
 from actstore.options import open_existing, require
 from actstore.store import Store
 
@@ -36,9 +37,26 @@ class Target:
 def open_source(stack: ExitStack, source: Place, source_format: str | None) -> Store:
     """The store to read; one given as a path is closed by `stack`."""
     named = _format("source_format", source_format, source)
-    store = source if isinstance(source, Store) else stack.enter_context(stores.open(source))
+    store = source if isinstance(source, Store) else stack.enter_context(_open(_path("source", source)))
+    if store.closed:
+        raise ReadOnlyError("closed", "the source is closed; open it again")
     _check_format("source_format", named, store)
     return store
+
+
+def _path(option: str, place: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(place).absolute()
+    except TypeError:
+        message = f"`{option}` is `{place!r}`; give a path or an open store"
+        raise InvalidInputError("invalid_option", message) from None
+
+
+def _open(path: Path) -> Store:
+    try:
+        return stores.open(path)
+    except NotFoundError as error:
+        raise NotFoundError(error.kind, f"`{path}` {found_instead_of_a_store(path)}") from None
 
 
 def open_target(
@@ -61,8 +79,10 @@ def open_target(
         message = f"`{target}` does not exist; say what to create there with `target_format`: {_on_disk()}"
         raise InvalidInputError("invalid_option", message)
     settings = _new_settings(source, named, options)
-    created = None if dry_run else stack.enter_context(stores.create(target, named, **settings))
-    return Target(created, named, settings)
+    if dry_run:
+        refuse_taken(Path(target))
+        return Target(None, named, settings)
+    return Target(stack.enter_context(stores.create(target, named, **settings)), named, settings)
 
 
 def _existing(store: Store, named: str | None, options: Mapping[str, str | None]) -> Target:
@@ -73,15 +93,23 @@ def _existing(store: Store, named: str | None, options: Mapping[str, str | None]
 
 
 def refuse_same(source: Store, target: Place) -> None:
-    """Refuse a target that is the source, before it is opened a second time."""
-    if isinstance(target, Store):
-        same = target is source or (target.path is not None and target.path == source.path)
-    else:
-        same = source.path is not None and Path(target).resolve() == source.path.resolve()
-    if same:
+    """Refuse a target that is the source, before it is opened a second time, or that would be written into it."""
+    path = target.path if isinstance(target, Store) else _path("target", target)
+    below = _below(source.path, path)
+    if target is source or below == Path():
         place = "in memory" if source.path is None else f"`{source.path}`"
         message = f"source and target are the same store, {place}; give another target"
         raise InvalidInputError("invalid_option", message)
+    if below is not None:
+        message = f"target `{path}` lies in the source `{source.path}`, which is never changed; give a place outside"
+        raise InvalidInputError("invalid_option", message)
+
+
+def _below(root: Path | None, path: Path | None) -> Path | None:
+    """Where `path` is in `root`, links followed; None where it is elsewhere."""
+    if root is None or path is None or not path.resolve().is_relative_to(root.resolve()):
+        return None
+    return path.resolve().relative_to(root.resolve())
 
 
 def _format(option: str, value: str | None, place: Place) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
@@ -66,7 +67,14 @@ def opened(source: Place, target: Place, request: Request, *, dry_run: bool = Fa
 def _keys(source: Store, keys: str | Iterable[str] | None) -> list[str] | None:
     if keys is None:
         return None
-    chosen = list(dict.fromkeys([keys] if isinstance(keys, str) else keys))
+    try:
+        listed: list[object] = [keys] if isinstance(keys, str) else list(keys)
+    except TypeError:
+        raise InvalidInputError("invalid_option", f"`keys` is `{keys!r}`; give strings") from None
+    wrong = [key for key in listed if not isinstance(key, str)]
+    if wrong:
+        raise InvalidInputError("invalid_option", f"`keys` has `{wrong[0]!r}`; give strings")
+    chosen = list(dict.fromkeys(cast("list[str]", listed)))
     for key in chosen:
         if key not in source:
             source[key]  # raises what a missing key, or a damaged store, asks for
@@ -160,7 +168,7 @@ class Migration:
             entry = self.source.core.entry(key)
             chosen = [point for point in entry.points() if self.points is None or point[0] in self.points]
             if self.target is not None and key in self.target:
-                same = self.target.core.entry(key).content_id == entry.content_id
+                same = self._has(self.target, key, entry.content_id)
                 # Of content that changes on its way only migrating tells whether it is the target's.
                 changes = self.points is not None or "dtype" in self.settings
                 survey.conflicts += not (same or changes)
@@ -169,6 +177,12 @@ class Migration:
                     continue
             survey.todo.append((key, sum(math.prod(shape) * sizes[dtype] for _, dtype, shape in chosen)))
         return survey
+
+    def _has(self, target: Store, key: str, content_id: str) -> bool:
+        """Whether the target has this content, under its key or where `number` would have put it."""
+        numbered = (f"{key}#{number}" for number in itertools.count(1)) if self.on_conflict == "number" else ()
+        names = itertools.takewhile(target.__contains__, itertools.chain((key,), numbered))
+        return any(target.core.entry(name).content_id == content_id for name in names)
 
 
 @dataclass

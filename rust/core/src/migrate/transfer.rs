@@ -13,12 +13,12 @@ use crate::store::{EncodedEntry, Store, Stored};
 use crate::tensor::Tensor;
 use crate::writer::{Models, Writer, models_for};
 
-/// A window holds about this share of the target's memory, once as read and once as encoded; its queue has the rest.
+/// A window holds about this share of the target's memory as it is read; encoded, it and the one before are held too.
 const WINDOW_SHARE: u64 = 8;
 /// Bytes of a window at most: enough to keep every core busy.
 const WINDOW_BYTES: u64 = 32 << 20;
 /// Entries of a window, at most.
-const WINDOW_ENTRIES: usize = 256;
+const WINDOW_ENTRIES: usize = 1024;
 
 /// Brings the entries of `plan` from `source` to `target`, in their order. `progress` counts entries and may stop with an
 /// error. Whatever stops the migration, the entries before are in the target for good.
@@ -124,6 +124,9 @@ impl Transfer<'_> {
     }
 
     fn transfer(&mut self, entries: &[Arc<dyn Stored>], progress: Report<'_>) -> Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
         let pool = self.source.pool();
         let this = &*self;
         let read: Vec<_> = pool.install(|| entries.par_iter().map(|entry| this.read(entry)).collect())?;
@@ -133,6 +136,8 @@ impl Transfer<'_> {
             let pairs = taken.into_par_iter().zip(entries);
             pairs.map(|(taken, entry)| taken.and_then(|taken| this.encode(taken, entry.as_ref()))).collect()
         })?;
+        // The window before was written meanwhile. Whoever watches is never more than one ahead of the disk.
+        self.writer.flush()?;
         for (encoded, entry) in encoded.into_iter().zip(entries) {
             let (encoded, copied) = encoded.map_err(|e| stopped(entry.header().document.key(), e))?;
             self.put(encoded, copied)?;
