@@ -224,6 +224,8 @@ impl Environment {
                 continue;
             };
             let mut attempt = || {
+                // What readers held that died would make the file grow with every commit.
+                opened.env.clear_stale_readers()?;
                 let mut txn = opened.env.write_txn()?;
                 let value = apply(&mut txn, &opened.tables)?;
                 txn.commit()?;
@@ -268,8 +270,6 @@ impl Environment {
             Error::new(Kind::LimitExceeded, message)
         };
         let size = size(old).ok_or_else(too_large)?;
-        // Readers that died may be why no page was free. Whether they are found is not what this is about.
-        let _cleared = opened.env.clear_stale_readers();
         // SAFETY: no transaction of this process is open, and so no slice of the map: both live only while the gate is
         // held by whoever reads or writes, and it is held here alone.
         match unsafe { opened.env.resize(size) } {
