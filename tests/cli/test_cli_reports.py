@@ -243,3 +243,12 @@ def test_info_says_what_is_damaged(run: Run, tmp_path: Path) -> None:
     assert len(report["damage"]) == 1
     assert "0-000001.shard" in report["damage"][0]
     assert "damage" in run("info", tmp_path / "s").stdout
+
+
+def test_info_names_what_a_backend_calls_its_codec(run: Run, tmp_path: Path) -> None:
+    for backend, line in [
+        ("lmdb", "codec    planes, dtype as captured"),
+        ("json", "encoding  text, dtype as captured"),
+    ]:
+        actstore.create(tmp_path / backend, backend).close()
+        assert line in run("info", tmp_path / backend).stdout

@@ -35,9 +35,10 @@ def info(context: typer.Context, store: StoreArgument, report_format: FormatOpti
 
 def _print_text(store: Store, report: StoreInfo) -> None:
     settings = store.settings
+    option = "encoding" if settings["codec"] is None else "codec"
     fields = [
         ("store", f"{store.path} ({store.backend}, format {settings['format_version']})"),
-        ("codec", f"{settings['codec']}, dtype {settings['dtype'] or 'as captured'}"),
+        (option, f"{settings[option]}, dtype {settings['dtype'] or 'as captured'}"),
         ("entries", f"{report['entries']:,}" + (f" and {report['damaged']:,} damaged" if report["damaged"] else "")),
         ("tokens", f"{report['tokens']:,}"),
         ("raw", format_bytes(report["raw_bytes"])),
