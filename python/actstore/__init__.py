@@ -6,8 +6,8 @@
     store[store.keys()[0]]["resid_post.12"]        # tensor [positions, d]
 
 `capture` turns forwards of a model into entries; `create` and `open` give a `Store` of them; `migrate`
-brings them from one store to another; `demo` is a model small
-enough for every machine; `errors` has what can go wrong. Importing this imports neither torch nor NumPy.
+brings them from one store to another; `demo` is a model small enough for every machine; `errors` has what can go wrong.
+Importing this imports neither torch nor NumPy.
 """
 
 from actstore import demo, errors, hook_points

@@ -15,6 +15,7 @@ from actstore.entry import Entry, selection
 from actstore.errors import ActstoreError, InvalidInputError
 from actstore.hook_points import canonical
 from actstore.metadata import MetadataTable
+from actstore.reports import counted
 from actstore.scan import scan
 from actstore.sizes import format_bytes, parse_bytes
 from actstore.writer import Writer
@@ -271,16 +272,12 @@ class Store:
             return [error.message]
         points = {point["point"] for point in info["points"]}
         size = format_bytes(info["file_bytes"] or info["stored_bytes"])
-        counts = [_count(info["entries"], "entry", "entries"), _count(len(points), "hook point")]
+        counts = [counted(info["entries"], "entry", "entries"), counted(len(points), "hook point", "hook points")]
         return [*counts, size, self.backend, *(["damaged"] if self.damage else [])]
 
 
 def _reopen(path: str, memory: int) -> Store:
     return open(path, memory=memory)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _has_fields(document: dict[str, Any], fields: Mapping[str, object]) -> bool:

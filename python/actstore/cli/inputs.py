@@ -52,12 +52,21 @@ def read_rows(path: Path, limit: int | None) -> list[Row]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
+    for number, text in read_lines(path):
+        yield Row(number, text, None, {}) if path.suffix == ".txt" else _from_json(path, number, text)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file with their numbers from 0, blank ones left out.
+
+    Errors: `InvalidInputError` of kind `invalid_option` where it is not UTF-8.
+    """
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines):
                 text = line.rstrip("\n")
                 if text.strip():
-                    yield Row(number, text, None, {}) if path.suffix == ".txt" else _from_json(path, number, text)
+                    yield number, text
     except UnicodeDecodeError as error:
         raise InvalidInputError("invalid_option", f"`{path}` is not UTF-8: {error.reason}") from None
 

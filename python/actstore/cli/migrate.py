@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.cli.app import FormatOption, command
+from actstore.cli.inputs import read_lines
 from actstore.cli.output import print_fields, print_json
 from actstore.cli.progress import Progress
 from actstore.errors import InvalidInputError
@@ -79,12 +80,9 @@ def _read_keys(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError("invalid_option", f"`{path}` is not UTF-8: {error.reason}") from None
+        return [key for _, key in read_lines(path)]
     except OSError as error:
         raise InvalidInputError("invalid_option", f"cannot read the keys in `{path}`: {error.strerror}") from None
-    return [line.rstrip("\r") for line in lines if line.strip()]
 
 
 def _run(migration: Migration, *, verify: bool, shown: bool) -> MigrationReport:

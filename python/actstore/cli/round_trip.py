@@ -52,9 +52,10 @@ def _compare(first: Store, last: Store, trip: RoundTrip) -> None:
         trip.entries += 1
         if first[key].content_id != last[key].content_id:
             trip.mismatches.append(f"content id of entry `{key}`")
+        arrived = _fields(after)
         for name, value in _fields(before).items():
             trip.fields += 1
-            if _fields(after).get(name) != value:
+            if arrived.get(name) != value:
                 trip.mismatches.append(f"`{name}` of entry `{key}`")
 
 

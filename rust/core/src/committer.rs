@@ -217,15 +217,15 @@ impl Resolver<'_> {
                 OnConflict::Error => return Ok(self.conflict(&key)),
                 OnConflict::Skip => return Ok(self.duplicate()),
                 OnConflict::Replace => {}
-                OnConflict::Number => match self.number(&key, entry.content_id)? {
-                    Some(numbered) => {
+                OnConflict::Number => match numbered(&key, entry.content_id, |key| self.content_id(key))? {
+                    Numbered::Free(numbered) => {
                         entry.header.document.key = Some(numbered);
                         let document = &entry.header.document;
                         if let Err(error) = check_key(document.key()).and_then(|()| document.to_json().map(drop)) {
                             return Ok(self.refuse(error));
                         }
                     }
-                    None => return Ok(self.duplicate()),
+                    Numbered::Stored(_) => return Ok(self.duplicate()),
                 },
             },
         }
@@ -250,18 +250,30 @@ impl Resolver<'_> {
         self.shared.refuse(error);
         None
     }
+}
 
-    /// The first free `key#n`; `None` if one of them has this content already.
-    fn number(&self, key: &str, content_id: ContentId) -> Result<Option<String>> {
-        for n in 1u64.. {
-            let numbered = format!("{key}#{n}");
-            match self.content_id(&numbered)? {
-                None => return Ok(Some(numbered)),
-                Some(stored) if stored == content_id => return Ok(None),
-                Some(_) => {}
-            }
+/// Where numbering leads beside a key that has other content.
+pub(crate) enum Numbered {
+    /// The first `key#n` that is free.
+    Free(String),
+    /// The `key#n` before it that has the content already.
+    Stored(String),
+}
+
+/// Looks for `content_id` at `key#1`, `key#2`, ... up to the first that is free; `stored` says what is there.
+pub(crate) fn numbered(
+    key: &str,
+    content_id: ContentId,
+    stored: impl Fn(&str) -> Result<Option<ContentId>>,
+) -> Result<Numbered> {
+    let mut n = 1_u64;
+    loop {
+        let numbered = format!("{key}#{n}");
+        match stored(&numbered)? {
+            None => return Ok(Numbered::Free(numbered)),
+            Some(stored) if stored == content_id => return Ok(Numbered::Stored(numbered)),
+            Some(_) => n += 1,
         }
-        Ok(None)
     }
 }
 

@@ -346,10 +346,8 @@ fn through_doubles(value: &mut Value) {
 
 fn without(value: &Value, name: &str) -> Value {
     let mut value = value.clone();
-    for object in [&mut value.clone(), &mut value] {
-        object.as_object_mut().unwrap().shift_remove(name);
-        object["entry"].as_object_mut().unwrap().shift_remove(name);
-    }
+    value.as_object_mut().unwrap().shift_remove(name);
+    value["entry"].as_object_mut().unwrap().shift_remove(name);
     value
 }
 

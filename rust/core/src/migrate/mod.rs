@@ -9,6 +9,7 @@ mod transfer;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::committer::{Numbered, numbered};
 use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
 use crate::format::EntryHeader;
@@ -112,15 +113,10 @@ fn look_up(target: &dyn Backend, key: &str, content_id: ContentId, on_conflict: 
         Some(stored) if stored == content_id => return Ok(Held::Same(key.to_owned())),
         Some(_) => {}
     }
-    if on_conflict == OnConflict::Number {
-        for number in 1_u64.. {
-            let numbered = format!("{key}#{number}");
-            match target.content_id(&numbered)? {
-                None => break,
-                Some(stored) if stored == content_id => return Ok(Held::Same(numbered)),
-                Some(_) => {}
-            }
-        }
+    if on_conflict == OnConflict::Number
+        && let Numbered::Stored(key) = numbered(key, content_id, |key| target.content_id(key))?
+    {
+        return Ok(Held::Same(key));
     }
     Ok(Held::Other)
 }

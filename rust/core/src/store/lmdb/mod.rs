@@ -21,7 +21,6 @@ use self::opening::{create, open, recognises};
 use self::stored::{LmdbEntry, Shared};
 use super::root::bytes_of_files;
 use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Stored};
-use crate::codec::Codec;
 use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
 use crate::files::Lock;
@@ -30,9 +29,8 @@ use crate::format::size;
 use crate::lock::lock;
 
 /// The line of the table.
-pub const SPEC: BackendSpec = BackendSpec { name: "lmdb", on_disk: true, codecs: CODECS, recognises, create, open };
-
-const CODECS: &[Codec] = FRAME_CODECS;
+pub const SPEC: BackendSpec =
+    BackendSpec { name: "lmdb", on_disk: true, codecs: FRAME_CODECS, recognises, create, open };
 
 /// LMDB's files, in the directory of the store.
 const DATA: &str = "data.mdb";

@@ -8,14 +8,14 @@ use super::environment::Environment;
 use super::stored::Shared;
 use super::tables::{MANIFEST, NEXT, View};
 use super::walk::DataFile;
-use super::{CODECS, DATA, LOCK, Lmdb, WRITER_LOCK};
+use super::{DATA, LOCK, Lmdb, WRITER_LOCK};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock, ReadFile};
 use crate::format::lmdb::{Next, checked_value};
 use crate::format::{RECORD_HEADER_BYTES, RecordHeader, RecordType, malformed};
 use crate::manifest::Manifest;
-use crate::store::Backend;
 use crate::store::root::{exists, new_root};
+use crate::store::{Backend, FRAME_CODECS};
 
 /// How often a file that another process goes on writing is looked at before LMDB is asked instead.
 const LOOKS: usize = 3;
@@ -128,7 +128,7 @@ fn read_manifest(environment: &Environment) -> Result<Manifest> {
         let store = RecordHeader::decode(header)?.place.store;
         let payload = checked_value(value, RecordType::Manifest, 0, store)?;
         let text = std::str::from_utf8(payload).map_err(|_| malformed("text that is not UTF-8"))?;
-        let manifest = Manifest::parse(text, CODECS)?;
+        let manifest = Manifest::parse(text, FRAME_CODECS)?;
         if manifest.store_tag() != store {
             return Err(malformed("its header is another store's").into());
         }

@@ -22,7 +22,6 @@ use super::index::Index;
 use super::poison::Poison;
 use super::root::bytes_of_files;
 use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Stored};
-use crate::codec::Codec;
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
@@ -31,9 +30,8 @@ use crate::lock::{lock, lock_alone, lock_shared};
 use crate::manifest::{Durability, Manifest};
 
 /// The line of the table.
-pub const SPEC: BackendSpec = BackendSpec { name: "shards", on_disk: true, codecs: CODECS, recognises, create, open };
-
-const CODECS: &[Codec] = FRAME_CODECS;
+pub const SPEC: BackendSpec =
+    BackendSpec { name: "shards", on_disk: true, codecs: FRAME_CODECS, recognises, create, open };
 
 /// A shard of this size is sealed and the next one begun.
 const SHARD_BYTES: u64 = 512 << 20;

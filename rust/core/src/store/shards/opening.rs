@@ -8,15 +8,14 @@ use super::log::{self, Log};
 use super::scan::Scan;
 use super::shard::Shard;
 use super::{
-    CODECS, LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, lock_path, log_path, place_of, shard_name,
-    shard_path,
+    LOGS, MANIFEST, SHARDS, Shards, UNFINISHED_MANIFEST, WRITER, lock_path, log_path, place_of, shard_name, shard_path,
 };
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock, ReadFile, replace};
 use crate::format::{MAGIC, RECORD_HEADER_BYTES, RecordHeader, RecordType, aligned, malformed, payload_checksum, size};
 use crate::manifest::Manifest;
-use crate::store::Backend;
 use crate::store::root::{damaged, exists, names_in, new_root};
+use crate::store::{Backend, FRAME_CODECS};
 
 /// A store that lost its manifest is one still: its log and shards say so.
 pub(super) fn recognises(path: &Path) -> bool {
@@ -117,7 +116,7 @@ fn read_manifest(path: &Path) -> Result<Manifest> {
         file.read_at(RECORD_HEADER_BYTES as u64, &mut payload)?;
         header.check(&payload)?;
         let text = std::str::from_utf8(&payload).map_err(|_| malformed("text that is not UTF-8"))?;
-        let manifest = Manifest::parse(text, CODECS)?;
+        let manifest = Manifest::parse(text, FRAME_CODECS)?;
         let ours = (RecordType::Manifest, 0, place_of(&manifest, 0));
         if (header.record_type, header.sequence, header.place) != ours {
             return Err(malformed("its header is not that of this store's manifest"));
