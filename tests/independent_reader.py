@@ -9,6 +9,7 @@ compared, but not computed again.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import sys
@@ -22,7 +23,7 @@ import xxhash
 import zstandard
 
 HEAD, DATA, ENTRY, MODEL, COMMIT, SEAL, MANIFEST, EXTENT = range(1, 9)
-STORED, ZSTD, PLANES = range(3)
+STORED, ZSTD, PLANES, ARCHIVE = range(4)
 DTYPES = {
     0: ("float16", 2),
     1: ("bfloat16", 2),
@@ -38,10 +39,13 @@ DTYPES = {
     11: ("float8_e5m2", 1),
 }
 FLOATS = {0, 1, 2, 3, 10, 11}
+MID_BITS = {0: 3, 10: 4, 11: 3}
+"""How many bits of the top are not the symbol's, by dtype; 0 of any other."""
 
 MAGIC = b"ACTR"
 VERSION = 0
 HEADER = struct.Struct("<4sBBHQQ16s8sIIII")
+INTEGERS = {2: "H", 4: "I", 8: "Q"}
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 LARGEST_WINDOW = 1 << 27
 LARGEST_FRAME = 256 << 20
@@ -59,11 +63,16 @@ class Unsupported(ValueError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: its document as stored, its token ids, and (dtype, shape, bytes) of each activation by name."""
+    """One entry: its document as stored, its token ids, and (dtype, shape, bytes) of each activation by name.
+
+    Of each activation by name, `below` has what it is given, if anything, and `met` what was met in decoding it.
+    """
 
     document: dict[str, Any]
     token_ids: list[int] | None
     activations: dict[str, tuple[str, tuple[int, ...], bytes]]
+    below: dict[str, str | None]
+    met: dict[str, set[str]]
 
 
 def read_store(path: str | Path) -> dict[str, Entry]:
@@ -213,7 +222,17 @@ class Fields:
         return int.from_bytes(self.take(length), "little")
 
     def numbers(self, count: int, length: int) -> list[int]:
-        return list(struct.unpack(f"<{count}{'I' if length == 4 else 'Q'}", self.take(count * length)))
+        return list(struct.unpack(f"<{count}{INTEGERS[length]}", self.take(count * length)))
+
+    def fields(self, count: int, bits: int) -> list[int]:
+        """Numbers of `bits` bits."""
+        text = bit_string(self.take(-(-count * bits // 8)))
+        return (
+            [int("0" + text[at : at + bits][::-1], 2) for at in range(0, count * bits, bits)] if bits else [0] * count
+        )
+
+    def rest(self) -> bytes:
+        return self.take(len(self.data) - self.position)
 
     def text(self, length: int) -> str:
         return decoded(self.take(length))
@@ -221,6 +240,11 @@ class Fields:
     def end(self) -> None:
         if self.position != len(self.data):
             raise Damaged(f"{len(self.data) - self.position} bytes behind the last field of a payload")
+
+
+def bit_string(data: bytes) -> str:
+    """The bits of `data` as digits, in the order in which they stand in a sequence."""
+    return f"{int.from_bytes(data, 'little'):0{8 * len(data)}b}"[::-1] if data else ""
 
 
 def decoded(data: bytes) -> str:
@@ -438,15 +462,20 @@ def read_entry(source: Source, key: str, put: Put) -> Entry:
     document_bytes, tokens, activations = fields.number(4), fields.number(4), fields.number(4)
     document = json_object(fields.take(document_bytes))
     token_ids = None if tokens == 0xFFFFFFFF else fields.numbers(tokens, 4)
-    entry = Entry(document, token_ids, {})
+    entry = Entry(document, token_ids, {}, {}, {})
+    before: list[Activation] = []
     if document.get("key") != key or document.keys() - DOCUMENT_FIELDS:
         raise source.shard.damage(put.offset, f"not the entry `{key}`")
     for chunk in chunks:
-        activation = read_activation(source, fields)
-        values = b"".join(read_frames(source, chunk, activation))
+        activation = read_activation(source, fields, before)
+        before.append(activation)
+        activation.values += read_frames(source, chunk, activation)
         if entry.activations and order(activation.name) <= order([*entry.activations][-1]):
             raise source.shard.damage(put.offset, f"`{activation.name}` out of order")
+        values = b"".join(activation.values)
         entry.activations[activation.name] = (DTYPES[activation.dtype][0], activation.shape, values)
+        entry.below[activation.name] = activation.below.name if activation.below else None
+        entry.met[activation.name] = activation.met
     fields.end()
     if (content_id, put.offset, len(payload)) != put or activations != len(chunks) or put.offset < source.commit.start:
         raise source.shard.damage(put.offset, f"not what its commit put, or without {activations} chunks")
@@ -470,14 +499,19 @@ class Frame(NamedTuple):
     values: int
 
 
-class Activation(NamedTuple):
-    """What the table of an entry says of an activation."""
+@dataclass
+class Activation:
+    """What the table of an entry says of an activation; and, frame by frame, its values."""
 
     name: str
     dtype: int
     shape: tuple[int, ...]
-    model: bytes | None
-    frames: list[Frame]
+    frame_rows: int
+    model: bytes | None = None
+    below: Activation | None = None
+    frames: list[Frame] = field(default_factory=list[Frame])
+    values: list[bytes] = field(default_factory=list[bytes])
+    met: set[str] = field(default_factory=set[str])
 
     @property
     def width(self) -> int:
@@ -488,26 +522,42 @@ class Activation(NamedTuple):
         return product(self.shape[1:])
 
 
-def read_activation(source: Source, fields: Fields) -> Activation:
+def read_activation(source: Source, fields: Fields, before: list[Activation]) -> Activation:
     name_bytes, dtype, rank = fields.number(2), fields.number(1), fields.number(1)
     name = fields.text(name_bytes)
-    shape = tuple(fields.numbers(rank, 8))
-    frame_rows, _nonfinite, _saturated = fields.numbers(3, 8)
+    activation = Activation(name, dtype, tuple(fields.numbers(rank, 8)), fields.number(8))
+    _nonfinite, _saturated = fields.numbers(2, 8)
     has_model = fields.number(1)
-    model = source.model(fields.take(16)) if has_model else None
+    if not NAME.fullmatch(name) or dtype not in DTYPES or rank > 16 or has_model > 2 or activation.frame_rows == 0:
+        raise Damaged(f"an activation `{name}` that cannot be: {activation.shape} of dtype {dtype}")
+    if has_model:
+        activation.model = source.model(fields.take(16))
+    if has_model == 2:
+        activation.below = find_below(activation, fields.number(4), before)
+    read_table(fields, activation)
+    return activation
+
+
+def find_below(activation: Activation, number: int, before: list[Activation]) -> Activation:
+    below = before[number] if number < len(before) else activation
+    kind, kind_below = ((one.dtype, one.shape, one.frame_rows) for one in (activation, below))
+    if below is activation or kind != kind_below or any(other.below is below for other in before):
+        raise Damaged(f"activation {number} is not below `{activation.name}`")
+    return below
+
+
+def read_table(fields: Fields, activation: Activation) -> None:
+    shape, frame_rows = activation.shape, activation.frame_rows
     rows, frames = (shape[0] if shape else 1), fields.number(4)
-    if not NAME.fullmatch(name) or dtype not in DTYPES or rank > 16 or has_model > 1 or frame_rows == 0:
-        raise Damaged(f"an activation `{name}` that cannot be: {shape} of dtype {dtype}")
     if frames != (-(-rows // frame_rows) if product(shape) else 0):
-        raise Damaged(f"{frames} frames of {frame_rows} rows for `{name}` of shape {shape}")
-    activation = Activation(name, dtype, shape, model, [])
+        raise Damaged(f"{frames} frames of {frame_rows} rows for `{activation.name}` of shape {shape}")
     for index in range(frames):
         values = min(frame_rows, rows - index * frame_rows) * activation.row_values
         frame = Frame(fields.number(8), fields.number(4), fields.number(1), values)
-        if frame_rows > 1 and values * activation.width > LARGEST_FRAME:
-            raise Damaged(f"a frame of `{name}` above the limit")
+        size = values * activation.width
+        if (frame_rows > 1 and size > LARGEST_FRAME) or frame.length > size:
+            raise Damaged(f"a frame of `{activation.name}` above the limit, or larger than its values")
         activation.frames.append(frame)
-    return activation
 
 
 def product(numbers: tuple[int, ...]) -> int:
@@ -520,11 +570,11 @@ def product(numbers: tuple[int, ...]) -> int:
 def read_frames(source: Source, chunk: int, activation: Activation) -> Iterator[bytes]:
     """The bytes of each frame. They lie between the commit and the one before it."""
     offset, shard = chunk, source.shard
-    for frame in activation.frames:
+    for number, frame in enumerate(activation.frames):
         stored = shard.data[offset : offset + frame.length]
         if len(stored) != frame.length or xxhash.xxh3_64_intdigest(stored) != frame.checksum:
             raise shard.damage(offset, "a frame does not match its checksum")
-        yield decode_frame(frame, stored, activation)
+        yield decode_frame(frame, stored, activation, number)
         offset += frame.length
     if chunk % 64 or chunk < source.commit.start or offset > source.commit.offset:
         raise shard.damage(chunk, f"no chunk of `{activation.name}` can be here")
@@ -533,14 +583,18 @@ def read_frames(source: Source, chunk: int, activation: Activation) -> Iterator[
 # Encodings
 
 
-def decode_frame(frame: Frame, stored: bytes, activation: Activation) -> bytes:
+def decode_frame(frame: Frame, stored: bytes, activation: Activation, number: int) -> bytes:
     size = frame.values * activation.width
     if frame.encoding == STORED:
+        activation.met.add("stored")
         values = stored
     elif frame.encoding == ZSTD:
+        activation.met.add("zstd")
         values = decompress(stored, size)
     elif frame.encoding == PLANES and activation.dtype in FLOATS:
         values = decode_planes(stored, frame.values, activation)
+    elif frame.encoding == ARCHIVE and activation.dtype in LOWEST_BITS and activation.below is not None:
+        values = decode_archive(stored, activation.below.values[number], activation)
     else:
         raise Damaged(f"no encoding {frame.encoding} of {frame.values} values of dtype {activation.dtype}")
     if len(values) != size:
@@ -560,39 +614,164 @@ def decompress(frame: bytes, size: int) -> bytes:
         raise Damaged(f"a zstd frame that cannot be decoded: {error}") from None
 
 
+# Codes, segments and index
+
+
+LARGEST_SEGMENT = 512
+WIDE, ESCAPES = 2, 4
+
+
+def code_words(lengths: list[int], longest: int) -> dict[str, int]:
+    """The symbol of each sequence of bits of a code."""
+    ordered = sorted((length, symbol) for symbol, length in enumerate(lengths) if length)
+    if max(lengths) > longest or sum(1 << longest - length for length, _ in ordered) != 1 << longest:
+        raise Damaged(f"an incomplete code, or one with words above {longest} bits: {lengths}")
+    words: dict[str, int] = {}
+    number, before = -1, ordered[0][0]
+    for length, symbol in ordered:
+        number = number + 1 << length - before
+        words[f"{number:0{length}b}"] = symbol
+        before = length
+    return words
+
+
+def segment_sizes(count: int, row_values: int) -> list[int]:
+    """How many values each segment of a frame of `count` values has."""
+    if row_values < LARGEST_SEGMENT:
+        return pieces(count, LARGEST_SEGMENT // row_values * row_values)
+    size = -(-row_values // -(-row_values // LARGEST_SEGMENT))
+    return pieces(row_values, -(-size // 8) * 8) * (count // row_values)
+
+
+def pieces(count: int, size: int) -> list[int]:
+    return [min(size, count - start) for start in range(0, count, size)]
+
+
+class Segment(NamedTuple):
+    """What the index says of a segment, and how many values it has."""
+
+    values: int
+    length: int
+    escapes: int
+
+
+def read_index(fields: Fields, flags: int, count: int, activation: Activation) -> list[Segment]:
+    sizes = segment_sizes(count, activation.row_values)
+    base, width = fields.number(2), 2 if flags & WIDE else 1
+    lengths = [base + fields.number(width) for _ in sizes]
+    has_escapes = fields.fields(len(sizes), 1) if flags & ESCAPES else [0] * len(sizes)
+    escapes = [fields.number(width) if has else 0 for has in has_escapes]
+    return [Segment(*segment) for segment in zip(sizes, lengths, escapes, strict=True)]
+
+
+def met_flags(encoding: str, flags: int) -> set[str]:
+    words = {0: "", WIDE: ": wide index", ESCAPES: ": escapes"}
+    return {encoding + text for flag, text in words.items() if flags & flag == flag}
+
+
+# The encoding `planes`
+
+OWN_CODE, PLANE_OF_TOPS = 1, 8
+CLASSES, LONGEST_CLASS = 16, 7
+SYMBOL_0, ESCAPED = 14, 15
+
+
+class Classes(NamedTuple):
+    """A model for `planes`, or a frame's own code."""
+
+    words: dict[str, int]
+    biases: bytes
+
+
+@lru_cache
+def parse_classes(model: bytes, channels: int) -> Classes:
+    fields = Fields(model)
+    words = code_words(fields.fields(CLASSES, 4), LONGEST_CLASS)
+    biases = fields.rest()
+    if len(words) != CLASSES or len(biases) not in (1, channels):
+        raise Damaged(f"{len(words)} classes and {len(biases)} biases for {channels} channels")
+    return Classes(words, biases * (channels // len(biases)))
+
+
 def decode_planes(stored: bytes, count: int, activation: Activation) -> bytes:
-    fields = Fields(stored)
-    planes: list[bytes] = []
-    for _ in range(activation.width - 1):
-        planes.append(decode_plane(fields.take(fields.number(4)), count))
-    planes.append(decode_plane(stored[fields.position :], count))
-    residuals, *low = planes
+    fields, low_planes = Fields(stored), activation.width - 1
+    flags, compressed = fields.number(1), fields.number(1)
+    if (flags & ~(OWN_CODE | WIDE | ESCAPES) and flags != PLANE_OF_TOPS) or compressed >> low_planes:
+        raise Damaged(f"unknown flags {flags:#x}, or {compressed:#x} for {low_planes} low planes")
+    activation.met |= met_flags("planes", flags)
+    low = [decode_low(fields, count, compressed >> plane & 1, activation) for plane in range(low_planes)]
+    if flags == PLANE_OF_TOPS:
+        tops = decode_plane_of_tops(fields.rest(), count, activation)
+    else:
+        tops = decode_tops(fields, flags, count, activation)
+    return merge([*low, tops], count)
+
+
+def decode_low(fields: Fields, count: int, compressed: int, activation: Activation) -> bytes:
+    if not compressed:
+        return fields.take(count)
+    activation.met.add("planes: compressed low plane")
+    return decompress(fields.take(fields.number(4)), count)
+
+
+def decode_plane_of_tops(stored: bytes, count: int, activation: Activation) -> bytes:
+    if len(stored) == count:
+        activation.met.add("planes: plane of tops")
+        return stored
+    activation.met.add("planes: compressed plane of tops")
+    return decompress(stored, count)
+
+
+def decode_tops(fields: Fields, flags: int, count: int, activation: Activation) -> bytes:
+    mid_bits = MID_BITS.get(activation.dtype, 0)
+    mids = fields.fields(count, mid_bits)
+    words, biases = find_classes(fields, flags, activation)
+    index = read_index(fields, flags, count, activation)
+    classes = decode_classes(fields, index, words)
+    symbols = class_symbols(classes, biases, fields.take(sum(segment.escapes for segment in index)))
+    fields.end()
+    if max(symbols) >> 8 - mid_bits:
+        raise Damaged(f"a symbol of more than {8 - mid_bits} bits")
+    return bytes(symbol << mid_bits | mid for symbol, mid in zip(symbols, mids, strict=True))
+
+
+def find_classes(fields: Fields, flags: int, activation: Activation) -> Classes:
     model = activation.model
-    top = residuals if model is None else add_biases(residuals, model, activation.row_values)
-    return merge([*low, top], count)
+    if flags & OWN_CODE:
+        activation.met.add("planes: own code")
+        return parse_classes(fields.take(9), activation.row_values)
+    if model is None or model[:1] != bytes([PLANES]):
+        raise Damaged(f"`{activation.name}` has no model for `planes`")
+    activation.met.add(f"planes: model of {'one bias' if len(model) == 10 else 'a bias a channel'}")
+    return parse_classes(model[1:], activation.row_values)
 
 
-def decode_plane(stored: bytes, count: int) -> bytes:
-    if len(stored) > count:
-        raise Damaged(f"a plane of {len(stored)} bytes for {count} values")
-    return stored if len(stored) == count else decompress(stored, count)
+def decode_classes(fields: Fields, index: list[Segment], words: dict[str, int]) -> list[int]:
+    bits = bit_string(fields.take(-(-sum(segment.length for segment in index) // 8)))
+    pattern = re.compile("|".join(words))
+    classes: list[int] = []
+    for segment in index:
+        codes = pattern.findall(bits[: segment.length])
+        bits = bits[segment.length :]
+        found = [words[code] for code in codes]
+        if (len(found), sum(map(len, codes)), found.count(ESCAPED)) != segment:
+            raise Damaged(f"codes that are not those of {segment}")
+        classes += found
+    return classes
 
 
-def add_biases(residuals: bytes, biases: bytes, channels: int) -> bytes:
-    if len(biases) != channels:
-        raise Damaged(f"{len(biases)} biases for {channels} channels")
-    top = bytearray(residuals)
-    for channel, bias in enumerate(biases):
-        top[channel::channels] = residuals[channel::channels].translate(top_bytes(bias))
-    return bytes(top)
-
-
-def top_bytes(bias: int) -> bytes:
-    """The top byte of every residual."""
-    table = bytearray([*range(bias, 256), *range(bias)])
-    table[(256 - bias) % 256] = (128 + bias) % 256
-    table[128] = 0
-    return bytes(table)
+def class_symbols(classes: list[int], biases: bytes, escapes: bytes) -> list[int]:
+    """The symbol of each value. There are as many escapes as classes that want one."""
+    rest = iter(escapes)
+    symbols: list[int] = []
+    for number, found in enumerate(classes):
+        if found == ESCAPED:
+            symbols.append(next(rest))
+        elif found == SYMBOL_0:
+            symbols.append(0)
+        else:
+            symbols.append((found + biases[number % len(biases)]) % 256)
+    return symbols
 
 
 UPPER_BITS = bytes(byte >> 1 for byte in range(256))
@@ -607,6 +786,154 @@ def merge(planes: list[bytes], count: int) -> bytes:
         upper, lowest = (int.from_bytes(part) for part in (plane.translate(UPPER_BITS), above.translate(LOWEST_BIT)))
         values[index :: len(planes)] = (upper | lowest).to_bytes(count)
     return bytes(values)
+
+
+# The encoding `archive`
+
+CONTEXTS, SYMBOLS, LONGEST_SYMBOL = 16, 129, 9
+ESCAPE = 128
+LOWEST_BITS = {0: 8, 1: 5}
+ORIGINS = {0: 448, 1: 0}
+"""What a value's exponent field is less than that of a float32, in quarters, by dtype."""
+EXPONENT_BITS = {0: 0x7C00, 1: 0x7F80}
+
+
+class Channel(NamedTuple):
+    """What a model says of a channel."""
+
+    slope: float
+    offset: float
+    spread: int
+
+
+class Layer(NamedTuple):
+    """A model for `archive`."""
+
+    channels: list[Channel]
+    codes: list[dict[str, int]]
+
+
+@lru_cache
+def parse_layer(model: bytes, channels: int) -> Layer:
+    fields = Fields(model)
+    encoding, slopes, offsets = fields.number(1), coefficients(fields, channels), coefficients(fields, channels)
+    spreads, lengths = fields.take(channels), fields.fields(CONTEXTS * SYMBOLS, 4)
+    fields.end()
+    codes = [code_words(lengths[at : at + SYMBOLS], LONGEST_SYMBOL) for at in range(0, len(lengths), SYMBOLS)]
+    if encoding != ARCHIVE or not all(lengths[ESCAPE::SYMBOLS]):
+        raise Damaged("not a model for `archive`, or one without a word for escapes")
+    return Layer([Channel(*one) for one in zip(slopes, offsets, spreads, strict=True)], codes)
+
+
+def coefficients(fields: Fields, channels: int) -> list[float]:
+    patterns = [fields.number(2) for _ in range(channels)]
+    if not all(pattern == 0 or is_normal(pattern, 1) for pattern in patterns):
+        raise Damaged("a coefficient that is neither 0 nor normal")
+    return [to_float(pattern, 1) for pattern in patterns]
+
+
+def is_normal(pattern: int, dtype: int) -> bool:
+    return pattern & EXPONENT_BITS[dtype] not in (0, EXPONENT_BITS[dtype])
+
+
+def to_float(pattern: int, dtype: int) -> float:
+    """The value of a `float16` or `bfloat16`."""
+    if dtype == 0:
+        return struct.unpack("<e", pattern.to_bytes(2, "little"))[0]
+    return struct.unpack("<f", (pattern << 16).to_bytes(4, "little"))[0]
+
+
+def float32(value: float) -> bytes:
+    """Rounded to float32."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
+
+
+class Given(NamedTuple):
+    """What is known of a value before its code is read: of which context that is, and where it counts from."""
+
+    context: int
+    origin: int
+
+
+def given(below: int, channel: Channel, step: int, dtype: int) -> Given:
+    x = to_float(below, dtype) if is_normal(below, dtype) else 0.0
+    (p,) = struct.unpack("<f", float32(channel.slope * x))
+    y = int.from_bytes(float32(p + channel.offset), "little")
+    a, e = y & 0x7FFFFFFF, y >> 23 & 0xFF
+    s = channel.spread + step + 66
+    o = s // 2
+    if e < o + 2:
+        context, b = 6 * (s % 2) + clamp((a >> 22) - 2 * o + 2, 5), 4 * (o - 11)
+    else:
+        context, b = 12 + clamp(2 * e - s - 3, 3), (a >> 21) - 32
+    sign = 1 << 15 if y >> 31 and e >= 32 else 0
+    return Given(context, ((b - ORIGINS[dtype]) << LOWEST_BITS[dtype]) + sign)
+
+
+def clamp(value: int, largest: int) -> int:
+    return min(max(value, 0), largest)
+
+
+def decode_archive(stored: bytes, below: bytes, activation: Activation) -> bytes:
+    if activation.model is None:
+        raise Damaged(f"`{activation.name}` has no model")
+    layer = parse_layer(activation.model, activation.row_values)
+    fields, count, lowest_bits = Fields(stored), len(below) // 2, LOWEST_BITS[activation.dtype]
+    flags = fields.number(1)
+    if flags & ~(WIDE | ESCAPES):
+        raise Damaged(f"unknown flags {flags:#x}")
+    activation.met |= met_flags("archive", flags)
+    steps = fields.fields(count // activation.row_values, 4)
+    lowest = fields.fields(count, lowest_bits)
+    index = read_index(fields, flags, count, activation)
+    known = predict(struct.unpack(f"<{count}H", below), layer.channels, steps, activation.dtype)
+    symbols = decode_symbols(fields, index, known, layer.codes)
+    escapes = iter(fields.numbers(sum(segment.escapes for segment in index), 2))
+    fields.end()
+    values = (
+        next(escapes) if symbol == ESCAPE else value(symbol, origin, bits, lowest_bits)
+        for symbol, (_, origin), bits in zip(symbols, known, lowest, strict=True)
+    )
+    return struct.pack(f"<{count}H", *values)
+
+
+def predict(below: tuple[int, ...], channels: list[Channel], steps: list[int], dtype: int) -> list[Given]:
+    places = ((channel, step) for step in steps for channel in channels)
+    return [given(value, channel, step, dtype) for value, (channel, step) in zip(below, places, strict=True)]
+
+
+def decode_symbols(fields: Fields, index: list[Segment], known: list[Given], codes: list[dict[str, int]]) -> list[int]:
+    symbols: list[int] = []
+    for segment in index:
+        start = len(symbols)
+        contexts = [context for context, _ in known[start : start + segment.values]]
+        symbols += decode_segment(fields.take(segment.length), [codes[context] for context in contexts])
+        if symbols[start:].count(ESCAPE) != segment.escapes:
+            raise Damaged(f"codes that are not those of {segment}")
+    return symbols
+
+
+def decode_segment(stored: bytes, codes: list[dict[str, int]]) -> list[int]:
+    """The symbol of each value, by the code of its context."""
+    bits, end = bit_string(stored), 0
+    symbols: list[int] = []
+    for words in codes:
+        start, end = end, end + 1
+        while bits[start:end] not in words:
+            end += 1
+            if end > len(bits):
+                raise Damaged("a segment that ends within a code")
+        symbols.append(words[bits[start:end]])
+    if -(-end // 8) != len(stored):
+        raise Damaged(f"a segment of {len(stored)} bytes for {end} bits")
+    return symbols
+
+
+def value(symbol: int, origin: int, lowest: int, lowest_bits: int) -> int:
+    return (origin + (symbol // 2 << lowest_bits) + (symbol % 2 << 15) + lowest) % (1 << 16)
 
 
 def describe(key: str, entry: Entry) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+import xxhash
 
 import actstore
 import independent_reader
@@ -21,13 +23,17 @@ from actstore.store import Store
 from dtypes import DTYPES, noise
 from independent_reader import (
     COMMIT,
+    DATA,
     ENTRY,
     SEAL,
+    Activation,
     Damaged,
+    Frame,
     Records,
     Unsupported,
     align,
     crc32c,
+    decode_frame,
     read_log,
     read_manifest,
     read_store,
@@ -64,8 +70,11 @@ def documents(store: Store) -> dict[str, dict[str, Any]]:
     return found
 
 
-def assert_same(path: Path, expected: dict[str, Arrays]) -> None:
-    """What the independent reader gets is what the library gets, and its activations are those put."""
+def assert_same(path: Path, expected: dict[str, Arrays]) -> set[str]:
+    """What the independent reader gets is what the library gets, and its activations are those put.
+
+    Gives what was met in decoding them.
+    """
     entries = read_store(path)
     with actstore.open(path) as store:
         assert list(entries) == store.keys() == list(expected)
@@ -76,6 +85,7 @@ def assert_same(path: Path, expected: dict[str, Arrays]) -> None:
     for key, arrays in expected.items():
         put = {name: (array.dtype.name, array.shape, array.tobytes()) for name, array in arrays.items()}
         assert entries[key].activations == put
+    return {met for entry in entries.values() for words in entry.met.values() for met in words}
 
 
 def encodings(path: Path) -> dict[str, set[str]]:
@@ -108,7 +118,7 @@ def test_activations_as_models_have_them(codec: str, tmp_path: Path) -> None:
             writer.put(key=key, activations=arrays, token_ids=range(64))
     assert_same(tmp_path / "s", expected)
     used = encodings(tmp_path / "s")
-    if codec == "planes":
+    if codec in ("planes", "archive"):
         assert used == {dtype: {"planes"} for dtype in FLOATS}
         assert len(models(tmp_path / "s")) >= 4
     else:
@@ -123,12 +133,184 @@ def models(path: Path) -> set[bytes]:
 
 def test_every_encoding_is_met(tmp_path: Path) -> None:
     counts = np.arange(4096, dtype=np.int32).reshape(64, 64) % 7
-    with actstore.create(tmp_path / "s") as store:
-        store.put(
-            key="k", activations={"m.a": gauss("bfloat16", 64, 64), "m.b": counts, "m.c": noise("int8", (64, 64), 1)}
-        )
-    assert set().union(*encodings(tmp_path / "s").values()) == {"stored", "zstd", "planes"}
-    assert set(read_store(tmp_path / "s")["k"].activations) == {"m.a", "m.b", "m.c"}
+    arrays = {**layers("bfloat16", [0, 1], 64, 64, step=0.01), "m.a": counts, "m.b": noise("int8", (64, 64), 1)}
+    arrays["m.c"] = gauss("float32", 64, 64)
+    with actstore.create(tmp_path / "s", codec="archive") as store:
+        store.put(key="k", activations=arrays)
+    assert set().union(*encodings(tmp_path / "s").values()) == {"stored", "zstd", "planes", "archive"}
+    assert {"stored", "zstd", "planes", "archive"} <= assert_same(tmp_path / "s", {"k": arrays})
+
+
+WIDTHS = [1, 3, 31, 129, 384, 513, 1000]
+
+
+@pytest.mark.parametrize("codec", _core.codecs("shards"))
+def test_segments_of_every_width(codec: str, tmp_path: Path) -> None:
+    expected = {
+        f"{rows} rows": {f"m.{dtype}.{width}": gauss(dtype, rows, width, rows) for dtype in FLOATS for width in WIDTHS}
+        for rows in (1, 3, 18)
+    }
+    ordered = {key: {name: arrays[name] for name in sorted(arrays)} for key, arrays in expected.items()}
+    with actstore.create(tmp_path / "s", codec=codec) as store, store.writer() as writer:
+        for key, arrays in expected.items():
+            writer.put(key=key, activations=arrays)
+    assert_same(tmp_path / "s", ordered)
+
+
+# The codecs `planes` and `archive`
+
+
+def with_odd_values(array: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Every fortieth value is any bits: NaNs with payloads, infinities, subnormals, negative zeros, outliers."""
+    odd = np.random.default_rng(seed).random(array.shape) < 1 / 40
+    return np.where(odd, noise(array.dtype.name, array.shape, seed), array)
+
+
+def with_a_noisy_row(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array[len(array) // 2] = noise(array.dtype.name, array.shape[1:], 1)
+    return array
+
+
+def sparse(dtype: str) -> np.ndarray:
+    kept = np.random.default_rng(1).random((40, 129)) < 1 / 16
+    return np.where(kept, gauss(dtype, 40, 129), np.zeros((), DTYPES[dtype]))
+
+
+def powers(dtype: str, lowest: int, highest: int) -> np.ndarray:
+    """Values that are but an exponent."""
+    with np.errstate(over="ignore"):
+        return np.exp2(np.random.default_rng(0).integers(lowest, highest, (64, 384))).astype(DTYPES[dtype])
+
+
+def subnormal(dtype: str) -> np.ndarray:
+    smallest = float(ml_dtypes.finfo(DTYPES[dtype]).smallest_subnormal)
+    return (np.random.default_rng(0).integers(-3, 4, (40, 31)) * smallest).astype(DTYPES[dtype])
+
+
+def all_kinds(dtype: str) -> Arrays:
+    plain = np.random.default_rng(0).standard_normal((64, 384))
+    return {
+        "m.gauss": gauss(dtype, 64, 384),
+        "m.noise": noise(dtype, (30, 100), 1),
+        "m.noisy_row": with_a_noisy_row(gauss(dtype, 64, 384)),
+        "m.odd": with_odd_values(gauss(dtype, 40, 31)),
+        "m.one": np.full((40, 129), 1.5, DTYPES[dtype]),
+        "m.one_scale": plain.astype(DTYPES[dtype]),
+        "m.powers": powers(dtype, -6, 6),
+        "m.powers_far": powers(dtype, -14, 15),
+        "m.powers_of_all": powers(dtype, -126, 128),
+        "m.ragged": gauss(dtype, 7, 1000),
+        "m.rows": gauss(dtype, 384, 64).T.copy(),
+        "m.sparse": sparse(dtype),
+        "m.subnormal": subnormal(dtype),
+    }
+
+
+WAYS_OF_PLANES = {
+    f"planes{way}"
+    for way in (
+        "",
+        ": own code",
+        ": model of one bias",
+        ": model of a bias a channel",
+        ": escapes",
+        ": wide index",
+        ": compressed low plane",
+        ": plane of tops",
+        ": compressed plane of tops",
+    )
+}
+
+
+def test_every_way_of_planes(tmp_path: Path) -> None:
+    met: dict[str, set[str]] = {}
+    for dtype in FLOATS:
+        with actstore.create(tmp_path / dtype, codec="planes") as store:
+            store.put(key="k", activations=all_kinds(dtype))
+        met[dtype] = assert_same(tmp_path / dtype, {"k": all_kinds(dtype)})
+        assert met[dtype] >= {"planes: model of a bias a channel", "planes: escapes", "planes: wide index"}
+    assert set().union(*met.values()) == WAYS_OF_PLANES | {"stored", "zstd"}
+    # Also where a top is more than its symbol.
+    assert "planes: compressed plane of tops" in met["float8_e4m3fn"] & met["float8_e5m2"]
+
+
+def layers(dtype: str, numbers: list[int], rows: int, width: int, seed: int = 0, step: float = 0.3) -> Arrays:
+    """A residual stream: each layer is the one below it, and something more."""
+    random, scale = np.random.default_rng(seed), np.exp2(np.arange(width) % 9 - 4)
+    state, found = random.standard_normal((rows, width)) * scale, {}
+    for number in range(max(numbers) + 1):
+        if number in numbers:
+            found[f"blocks.{number}.hook_resid_post"] = state.astype(DTYPES[dtype])
+        state = state + step * random.standard_normal((rows, width)) * scale
+    return found
+
+
+def put_archive(path: Path, expected: dict[str, Arrays], key_distance: int = 8) -> set[str]:
+    """Puts, reads and compares; what was met."""
+    with actstore.create(path, codec="archive", key_distance=key_distance) as store, store.writer() as writer:
+        for key, arrays in expected.items():
+            writer.put(key=key, activations=arrays)
+    return assert_same(path, expected)
+
+
+def below(path: Path) -> dict[int, int]:
+    """Of the blocks that are coded given another: which one."""
+    (entry,) = read_store(path).values()
+    given = {name for name, met in entry.met.items() if "archive" in met}
+    return {block(name): block(other) for name, other in entry.below.items() if other and name in given}
+
+
+def block(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layers_given_the_layer_below(dtype: str, tmp_path: Path) -> None:
+    due = {1: {}, 2: {1: 0, 4: 2}, 3: {1: 0, 2: 1, 5: 4}, 8: {1: 0, 2: 1, 4: 2, 5: 4}}
+    for key_distance, chain in due.items():
+        path = tmp_path / f"{key_distance}"
+        met = put_archive(path, {"k": layers(dtype, [0, 1, 2, 4, 5], 60, 64)}, key_distance)
+        assert ("archive" in met) == (key_distance > 1)
+        assert below(path) == chain
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layers_of_every_width(dtype: str, tmp_path: Path) -> None:
+    for width in WIDTHS:
+        expected = {f"{less} less": layers(dtype, [0, 2, 3], 33 - less, width, less) for less in (0, 7)}
+        # A model does not pay for three channels.
+        assert width == 3 or "archive" in put_archive(tmp_path / f"{width}", expected), width
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layers_with_odd_values(dtype: str, tmp_path: Path) -> None:
+    expected = {
+        f"{seed}": {
+            name: with_odd_values(array, seed) for name, array in layers(dtype, [0, 1, 2], 30, 64, seed).items()
+        }
+        for seed in range(3)
+    }
+    expected["zeros"] = {name: np.zeros_like(array) for name, array in expected["0"].items()}
+    expected["subnormal"] = {f"blocks.{number}.hook_resid_post": subnormal(dtype) for number in range(2)}
+    assert {"archive", "archive: escapes"} <= put_archive(tmp_path / "s", expected)
+
+
+def test_a_row_that_the_layer_below_does_not_give(tmp_path: Path) -> None:
+    expected = {f"{seed}": layers("float16", [0, 1], 30, 512, seed, step=0.01) for seed in range(2)}
+    for arrays in expected.values():
+        arrays["blocks.1.hook_resid_post"] = with_a_noisy_row(arrays["blocks.1.hook_resid_post"])
+    assert {"archive: escapes", "archive: wide index"} <= put_archive(tmp_path / "s", expected)
+
+
+def test_the_embedding_is_below_the_first_block(tmp_path: Path) -> None:
+    first, second = layers("bfloat16", [0, 1], 60, 64).values()
+    arrays = {"hook_embed": first, "blocks.0.hook_resid_post": second}
+    assert "archive" in put_archive(tmp_path / "s", {"k": arrays})
+    assert read_store(tmp_path / "s")["k"].below == {"hook_embed": None, "blocks.0.hook_resid_post": "hook_embed"}
+
+
+# Stores
 
 
 def test_packed_activations(tmp_path: Path) -> None:
@@ -652,6 +834,272 @@ def test_a_document_that_would_not_come_back(tmp_path: Path) -> None:
     with actstore.create(tmp_path / "s") as store, pytest.raises(ActstoreError, match=r"cannot be stored"):
         store.put(key="k", activations={}, metadata={"$serde_json::private::Number": "1"})
     assert read_store(tmp_path / "s") == {}
+
+
+# Frames written by hand.
+
+
+def decode(encoding: int, frame: str, shape: tuple[int, ...], **rest: Any) -> str:
+    """What the one frame of an activation decodes to."""
+    stored, dtype = bytes.fromhex(frame), DTYPE_CODES[rest.pop("dtype")]
+    activation = Activation("m", dtype, shape, shape[0], **rest)
+    entry = Frame(0, len(stored), encoding, int(np.prod(shape)))
+    return decode_frame(entry, stored, activation, 0).hex(" ", 2)
+
+
+DTYPE_CODES = {name: code for code, (name, _) in independent_reader.DTYPES.items()}
+EVEN = "44 44 44 44 44 44 44 44"
+"""Sixteen codes of four bits: the number of the class, highest bit first."""
+UNEVEN = "55 55 55 15 55 55 55 54"
+"""0 of class 7, 1000 of class 14, and from 10010 to 11111 of the others."""
+
+# 1, -2, 0, a NaN, 0.5, 1.5: tops 7F 80 00 FF 7E 7F, so classes 1 2 14 15 0 1 of bias 7E; in one segment of 24 bits.
+OF_BFLOAT16 = f"05 00 | 00 01 00 82 00 80 | {EVEN} 7E | 1400 04 01 01 | 48 F7 80 | FF"
+# 1, -1.125, 0, 2: symbols 7 7 0 8 and mids 0 3 0 0.
+OF_FLOAT8 = f"01 00 | 30 00 | {UNEVEN} 00 | 0B00 00 | C4 04"
+# Eight times 1.5: a low plane of 80 and tops of 7F, each as a zstd frame of one block that says so.
+OF_TOPS = "08 01 | 0A000000 28B52FFD 20 08 430000 80 | 28B52FFD 20 08 430000 7F"
+
+
+def test_planes_by_hand() -> None:
+    def planes(frame: str, shape: tuple[int, ...], dtype: str, model: str | None = None) -> str:
+        return decode(2, frame.replace("|", ""), shape, dtype=dtype, model=bytes.fromhex(model) if model else None)
+
+    assert planes(OF_BFLOAT16, (3, 2), "bfloat16") == "803f 00c0 0000 c17f 003f c03f"
+    assert planes(OF_FLOAT8, (4,), "float8_e4m3fn") == "38b9 0040"
+    assert planes(OF_TOPS, (8,), "bfloat16") == " ".join(["c03f"] * 8)
+    assert planes("08 00 | 80 00 | 7F 80", (2,), "bfloat16") == "c03f 0040"
+    # 1 and -3: symbols 15 and 16, mids 0 and 4. A bias a channel: classes 0 and 3; then one: classes 2 and 3.
+    wide = "02 00 | 00 01 | 20 | 0800 0000 |"
+    assert planes(f"{wide} C0", (1, 2), "float16", f"02 {EVEN} 0F 0D") == "003c 00c2"
+    assert planes(f"{wide} C4", (1, 2), "float16", f"02 {EVEN} 0D") == "003c 00c2"
+
+
+WORDS = [{64: 1, 66: 2, 128: 2}, {64: 2, 65: 2, 66: 2, 128: 2}] * 8
+"""The lengths of the symbols that have one: 0 10 11 in an even context, 00 01 10 11 in an odd one."""
+OF_THREE_CHANNELS = "803F 0000 80BF | 0000 803F 0000 | 78 C8 BB"
+"""Slopes 1 0 -1, offsets 0 1 0, spreads 120 200 187."""
+
+# By value: S, o, e, context, B: 187 93 127 15 476; 267 133 127 6 488; 254 127 127 2 464, negative.
+# 186 93 0 0 328; 266 133 127 0 488; 253 126 128 12 482, negative. So code words 01 0 10, 0 11 0.
+GIVEN = "803F C07F 803F 0100 0000 4040"
+OF_LAYER = "04 | 01 | 05FC1000 | 0100 01 01 01 | CA00 | C17F"
+
+
+def layer_model(channels: str, words: list[dict[int, int]]) -> bytes:
+    lengths = [code.get(symbol, 0) for code in words for symbol in range(129)]
+    halves = (low | high << 4 for low, high in zip(lengths[::2], lengths[1::2], strict=True))
+    return bytes([3, *bytes.fromhex(channels.replace("|", "")), *halves])
+
+
+def archive(frame: str, model: bytes | None = None, **rest: Any) -> str:
+    shape, dtype = rest.get("shape", (2, 3)), rest.get("dtype", "bfloat16")
+    lower = Activation("b", DTYPE_CODES[dtype], shape, shape[0], values=[bytes.fromhex(rest.get("below", GIVEN))])
+    model = layer_model(OF_THREE_CHANNELS, WORDS) if model is None else model
+    return decode(3, frame.replace("|", ""), shape, dtype=dtype, model=model, below=lower)
+
+
+def test_archive_by_hand() -> None:
+    assert archive(OF_LAYER) == "85bf 0041 3fbe 012d c17f 40c0"
+    of_one = layer_model("803F | 0000 | 78", WORDS)
+    assert archive("00 | 00 | AB | 0100 00 | 00", of_one, below="003C", dtype="float16", shape=(1,)) == "ab3c"
+
+
+# 63 times 1.5 and a NaN, whose low byte is the same.
+LOW = "0A000000 28B52FFD 20 40 030200 80"
+LONG = f"05 01 | {LOW} | {EVEN} 7E | 0001 00 01 01 | {'88' * 31} F8 | FF"
+LONG_TOPS = f"08 01 | {LOW} | 28B52FFD 20 40 030200 7F"
+# 63 times 1 and a 2.
+LONG_FLOAT8 = f"01 00 | {'00' * 32} | {UNEVEN} 00 | 4400 00 | {'00' * 7} 80 09"
+
+WRONG_PLANES = {
+    "no bytes": "",
+    "flags alone": "05",
+    "an unknown flag": LONG.replace("05", "15", 1),
+    "tops with a code": LONG_TOPS.replace("08", "09", 1),
+    "tops with a wide index": LONG_TOPS.replace("08", "0A", 1),
+    "tops with escapes": LONG_TOPS.replace("08", "0C", 1),
+    "a low plane that is none": LONG.replace("05 01", "05 03", 1),
+    "a low plane that is no zstd frame": LONG.replace("28B5", "28B4", 1),
+    "other low bytes than values": LONG.replace("20 40 030200", "20 3F FB0100", 1),
+    "more than a zstd frame": LONG.replace("0A000000", "0B000000", 1).replace("80 |", "80 00 |", 1),
+    "a low plane without an end": LONG.replace("0A000000", "0A000001", 1),
+    "other tops than values": LONG_TOPS.replace("20 40 030200 7F", "20 3F FB0100 7F", 1),
+    "an incomplete code": LONG.replace("44", "54", 1),
+    "more than a code": LONG.replace("44", "43", 1),
+    "a class without a word": LONG.replace(EVEN, "03 44 44 44 44 44 44 44", 1),
+    "a word of 8 bits": LONG.replace(EVEN, "73 44 44 44 44 44 44 45", 1).replace("45 7E", "88 7E", 1),
+    "a segment too long": LONG.replace("0001 00", "0001 01", 1),
+    "too few escapes": LONG.replace("01 01 | 88", "01 00 | 88", 1).removesuffix("| FF"),
+    "an escape too few": LONG.removesuffix("| FF"),
+    "a byte too many": LONG + "00",
+    "no model": LONG.replace("05", "04", 1).replace(f"{EVEN} 7E |", "", 1),
+}
+CONTRADICTIONS = {
+    "a segment too short": LONG.replace("0001 00", "FF00 00", 1),
+    "no escapes": LONG.replace("01 01 | 88", "00 | 88", 1).removesuffix("| FF"),
+    "too many escapes": LONG.replace("01 01 | 88", "01 02 | 88", 1) + "FF",
+}
+SYMBOL_OF_FIVE_BITS = LONG_FLOAT8.replace(f"{UNEVEN} 00", f"{UNEVEN} 09", 1)
+
+
+def sum_of(stored: bytes) -> bytes:
+    return xxhash.xxh3_64_intdigest(stored).to_bytes(8, "little")
+
+
+def put_frame(path: Path, frame: str, dtype: str, shape: tuple[int, ...]) -> Path:
+    """A store of one activation of one frame of `planes`, written by hand."""
+    old, new = noise(dtype, shape, 1).tobytes(), bytes.fromhex(frame.replace("|", ""))
+    with actstore.create(path, codec="raw") as store:
+        store.put(key="k", activations={"m.x": noise(dtype, shape, 1)})
+
+    def change(kind: int, _: int, payload: bytearray) -> None:
+        if kind == DATA:
+            payload[: len(new)] = new
+        rows = (sum_of(stored) + len(stored).to_bytes(4, "little") for stored in (old, new))
+        if kind == ENTRY:
+            replaced(ENTRY, (next(rows) + b"\0", next(rows) + b"\2"))(kind, 0, payload)
+
+    forge(path / SHARD, change)
+    return path
+
+
+def test_both_readers_read_planes_by_hand(tmp_path: Path) -> None:
+    of_bfloat16 = {"codes": (LONG, [1.5] * 63 + [np.nan]), "tops": (LONG_TOPS, [1.5] * 64)}
+    for name, (frame, values) in of_bfloat16.items():
+        array = np.array(values, DTYPES["bfloat16"])
+        assert_same(put_frame(tmp_path / name, frame, "bfloat16", (64,)), {"k": {"m.x": array}})
+    array = np.array([1.0] * 63 + [2.0], DTYPES["float8_e4m3fn"])
+    assert_same(put_frame(tmp_path / "8", LONG_FLOAT8, "float8_e4m3fn", (64,)), {"k": {"m.x": array}})
+    # It would not be smaller stored.
+    for name, frame in (("short", OF_BFLOAT16), ("frame", f"{LONG_TOPS} 00")):
+        path = put_frame(tmp_path / name, frame, "bfloat16", (6,))
+        with pytest.raises(Damaged):
+            read_store(path)
+        with actstore.open(path) as store, pytest.raises(CorruptError):
+            _ = store["k"]["m.x"]
+
+
+@pytest.mark.parametrize("frame", WRONG_PLANES.values(), ids=WRONG_PLANES.keys())
+def test_what_a_frame_of_planes_cannot_say(frame: str, tmp_path: Path) -> None:
+    path = put_frame(tmp_path / "s", frame, "bfloat16", (64,))
+    with pytest.raises(Damaged):
+        read_store(path)
+    with actstore.open(path) as store, pytest.raises(CorruptError):
+        _ = store["k"]["m.x"]
+
+
+def test_a_frame_of_planes_that_contradicts_itself(tmp_path: Path) -> None:
+    """The text lets a reader pass over it."""
+    for name, frame in CONTRADICTIONS.items():
+        with pytest.raises(Damaged):
+            read_store(put_frame(tmp_path / name, frame, "bfloat16", (64,)))
+    with pytest.raises(Damaged):
+        read_store(put_frame(tmp_path / "symbol", SYMBOL_OF_FIVE_BITS, "float8_e4m3fn", (64,)))
+
+
+OTHER_WORDS = {
+    "no word for escapes": {0: 1, 1: 1},
+    "an incomplete code": {0: 1, 128: 2},
+    "more than a code": {0: 1, 1: 1, 128: 1},
+    "a word of 10 bits": {number: number + 1 for number in range(10)} | {128: 10},
+    "one word": {128: 1},
+}
+WRONG_LAYERS = {
+    "no bytes": "",
+    "an unknown flag": OF_LAYER.replace("04", "05", 1),
+    "another unknown flag": OF_LAYER.replace("04", "0C", 1),
+    "a segment too short": OF_LAYER.replace("0100 01", "0000 01", 1),
+    "a segment too long": OF_LAYER.replace("0100 01", "0200 01", 1).replace("CA00", "CA0000", 1),
+    "a segment above the frame": OF_LAYER.replace("0100 01", "00FF 01", 1),
+    "no escapes": OF_LAYER.replace("04", "00", 1).replace("01 01 | CA00 | C17F", "CA00", 1),
+    "too few escapes": OF_LAYER.replace("01 | CA", "00 | CA", 1).removesuffix("| C17F"),
+    "too many escapes": OF_LAYER.replace("01 | CA", "02 | CA", 1) + "0000",
+    "half an escape": OF_LAYER.removesuffix("7F"),
+    "a byte too many": OF_LAYER + "00",
+}
+WRONG_COEFFICIENTS = {
+    "a subnormal slope": OF_THREE_CHANNELS.replace("803F", "7F00", 1),
+    "an infinite offset": OF_THREE_CHANNELS.replace("0000 803F", "0000 807F", 1),
+    "a zero with a sign": OF_THREE_CHANNELS.replace("803F 0000", "803F 0080", 1),
+    "two channels": "803F 0000 | 0000 803F | 78 C8",
+    "four channels": "803F 0000 80BF 0000 | 0000 803F 0000 0000 | 78 C8 BB 00",
+}
+
+
+def test_what_archive_cannot_say() -> None:
+    for frame in WRONG_LAYERS.values():
+        with pytest.raises(Damaged):
+            archive(frame)
+    for words in OTHER_WORDS.values():
+        with pytest.raises(Damaged):
+            archive(OF_LAYER, layer_model(OF_THREE_CHANNELS, [*WORDS[:-1], words]))
+    for channels in WRONG_COEFFICIENTS.values():
+        with pytest.raises(Damaged):
+            archive(OF_LAYER, layer_model(channels, WORDS))
+    right = layer_model(OF_THREE_CHANNELS, WORDS)
+    for model in (bytes([2]) + right[1:], right[:-1], right + b"\0", b""):
+        with pytest.raises(Damaged):
+            archive(OF_LAYER, model)
+    with pytest.raises(Damaged):
+        decode(3, OF_LAYER.replace("|", ""), (2, 3), dtype="bfloat16", model=right)
+    with pytest.raises(Damaged):
+        archive(OF_LAYER, dtype="int16")
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
+    """Three layers, each but the first given the one below it."""
+    path, arrays = tmp_path_factory.mktemp("chain") / "s", layers("float16", [0, 1, 2], 60, 64)
+    with actstore.create(path, codec="archive") as store:
+        store.put(key="k", activations=arrays)
+    assert below(path) == {1: 0, 2: 1}
+    return path, arrays
+
+
+def of_block(number: int, at: int, old: int, new: int) -> Change:
+    """Changes a byte behind the three numbers of an activation, where its model, and what is below it, stand."""
+
+    def change(kind: int, _: int, payload: bytearray) -> None:
+        if kind == ENTRY:
+            place = after(payload, f"blocks.{number}.hook_resid_post".encode(), 2 * 8 + 3 * 8 + at)
+            assert payload[place] == old
+            payload[place] = new
+
+    return change
+
+
+def first_extent(number: int) -> Change:
+    def change(kind: int, _: int, payload: bytearray) -> None:
+        if kind == ENTRY:
+            payload[after(payload, f"blocks.{number}.hook_resid_post".encode(), 0)] -= 1
+
+    return change
+
+
+BELOW = 1 + 16
+WRONG_CHAINS: dict[str, Change] = {
+    "no activation below": of_block(1, 0, 2, 1),
+    "an unknown way": of_block(1, 0, 2, 3),
+    "itself": of_block(2, BELOW, 1, 2),
+    "one after it": of_block(1, BELOW, 0, 2),
+    "none": of_block(2, BELOW, 1, 3),
+    "one that is below another": of_block(2, BELOW, 1, 0),
+    "another model": of_block(2, 1, -1, 0),
+    "another shape": first_extent(0),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_CHAINS.values(), ids=WRONG_CHAINS.keys())
+def test_what_is_not_below(change: Change, chain: tuple[Path, Arrays], tmp_path: Path) -> None:
+    shutil.copytree(chain[0], tmp_path / "s")
+    forge(tmp_path / "s" / SHARD, unchanged)
+    assert_same(tmp_path / "s", {"k": chain[1]})
+    forge(tmp_path / "s" / SHARD, change)
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+    with actstore.open(tmp_path / "s") as store, pytest.raises(ActstoreError, match="damaged"):
+        _ = [store["k"][name] for name in chain[1]]
 
 
 # The text

@@ -117,8 +117,8 @@ class Store:
     def create(path: str | None, backend: str, settings: str, memory: int) -> Store:
         """Make a store; `path` is None for backends that live in memory.
 
-        `settings`: JSON object with overflow, on_conflict and durability, and, where given, codec or encoding, and
-        dtype.
+        `settings`: JSON object with overflow, on_conflict and durability, and, where given, codec (with `archive` also
+        key_distance) or encoding, and dtype.
         """
 
     @staticmethod

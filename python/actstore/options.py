@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore import store as stores
 from actstore.errors import InvalidInputError, NotFoundError
@@ -17,7 +17,7 @@ __all__ = ["open_existing", "open_or_create", "require"]
 
 
 def open_or_create(
-    path: str | os.PathLike[str], options: Mapping[str, str | None], memory: int | str = "1 GiB"
+    path: str | os.PathLike[str], options: Mapping[str, Any], memory: int | str = "1 GiB"
 ) -> Store:
     """The store at `path`, writable, or a new one with these `options` of `create`; None asks for nothing.
 
@@ -31,7 +31,7 @@ def open_or_create(
 
 def open_existing(
     path: str | os.PathLike[str],
-    options: Mapping[str, str | None],
+    options: Mapping[str, Any],
     mode: stores.Mode = "a",
     *,
     memory: int | str = "1 GiB",
@@ -52,7 +52,7 @@ def open_existing(
     return store
 
 
-def require(store: Store, options: Mapping[str, str | None]) -> None:
+def require(store: Store, options: Mapping[str, Any]) -> None:
     """Refuse `options` of `create` that are not those of `store`; None asks for nothing. Errors: `invalid_option`."""
     has = {"backend": store.backend, **store.settings}
     for name, wanted in options.items():

@@ -41,6 +41,7 @@ def create(
     backend: str = "shards",
     *,
     codec: str | None = None,
+    key_distance: int | None = None,
     encoding: str | None = None,
     dtype: str | torch.dtype | None = None,
     overflow: str = "error",
@@ -51,8 +52,10 @@ def create(
     """Create a store, open for reading and writing.
 
     `path` is a new or empty directory; None for the backend `memory` alone. `backend`: `shards` (small, fast, safest),
-    `lmdb`, `json` (for people to read) or `memory`. `codec`: `planes` (small, the default), `zstd` or `raw` (fastest),
-    all lossless; for `json` it is `encoding`: `text` (numbers, the default) or `base64`. `dtype`: None keeps each
+    `lmdb`, `json` (for people to read) or `memory`. `codec`: `planes` (small, the default), `archive` (smallest:
+    layers given the layer below), `zstd` or `raw` (fastest), all lossless. `key_distance`, for `archive`: every so many
+    layers one is encoded alone (8 by default), so that reading a layer decodes no more of them. For `json` there is
+    `encoding` instead: `text` (numbers, the default) or `base64`. `dtype`: None keeps each
     activation's own, `float16` or `bfloat16` packs to it, and `overflow` then says what becomes of an activation with
     finite values beyond its range: `error`, `saturate` or `keep` (it keeps its dtype).
     `on_conflict`, for a key that is stored with other content: `error`, `skip`, `replace` or `number` (`key#1`).
@@ -62,17 +65,19 @@ def create(
     """
     options = {
         "codec": codec,
+        "key_distance": key_distance,
         "encoding": encoding,
         "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,
         "on_conflict": on_conflict,
         "durability": durability,
     }
-    optional = ("codec", "encoding", "dtype")
+    optional = ("codec", "key_distance", "encoding", "dtype")
     settings = {name: value for name, value in options.items() if value is not None or name not in optional}
     for name, value in settings.items():
-        if not isinstance(value, str):
-            raise InvalidInputError("invalid_option", f"`{name}` is `{value!r}`; give a string")
+        wanted = "a number of layers" if name == "key_distance" else "a string"
+        if type(value) is not (int if name == "key_distance" else str):
+            raise InvalidInputError("invalid_option", f"`{name}` is `{value!r}`; give {wanted}")
     size = parse_bytes("memory", memory)
     place = None if path is None else os.fspath(path)
     return Store(_core.Store.create(place, backend, json.dumps(settings), size), size)

@@ -32,6 +32,7 @@ def capture(
     store: Store | str | os.PathLike[str] | None = None,
     backend: str | None = None,
     codec: str | None = None,
+    key_distance: int | None = None,
     encoding: str | None = None,
     dtype: str | torch.dtype | None = None,
     overflow: str | None = None,
@@ -60,6 +61,7 @@ def capture(
     options = {
         "backend": backend,
         "codec": codec,
+        "key_distance": key_distance,
         "encoding": encoding,
         "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,

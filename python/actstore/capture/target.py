@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore import store as stores
 from actstore.options import open_or_create, require
@@ -21,7 +21,7 @@ class Target:
     """An open store, a path to one or for one, or None for one in memory, with the options asked for."""
 
     def __init__(
-        self, place: Store | str | os.PathLike[str] | None, options: Mapping[str, str], memory: int | str
+        self, place: Store | str | os.PathLike[str] | None, options: Mapping[str, Any], memory: int | str
     ) -> None:
         self.memory = parse_bytes("memory", memory)
         self._place = place

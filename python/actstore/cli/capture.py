@@ -47,7 +47,8 @@ def capture(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a call of the model.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, greedily.")] = 64,
     backend: Annotated[str | None, typer.Option(help="Of a new store: `shards` (default), `lmdb` or `json`.")] = None,
-    codec: Annotated[str | None, typer.Option(help="`planes` (default), `zstd` or `raw`.")] = None,
+    codec: Annotated[str | None, typer.Option(help="`planes` (default), `archive`, `zstd` or `raw`.")] = None,
+    key_distance: Annotated[int | None, typer.Option(help="Of `archive`: layers from key to key, 8 by default.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Of a `json` store: `text` (default) or `base64`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
     model_revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
@@ -82,7 +83,8 @@ def capture(
     loaded = load_model(model, model_revision, device)
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
-    with open_or_create(store, {"backend": backend, "codec": codec, "encoding": encoding, "dtype": dtype}) as opened:
+    made = {"backend": backend, "codec": codec, "key_distance": key_distance, "encoding": encoding, "dtype": dtype}
+    with open_or_create(store, made) as opened:
         settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
         plan = _Plan(loaded, Run(settings, dataset, split), batch_size)
         _capture_remaining(opened, rows, plan, shown=context.obj.progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def _print_text(store: Store, report: StoreInfo) -> None:
     option = "encoding" if settings["codec"] is None else "codec"
     fields = [
         ("store", f"{store.path} ({store.backend}, format {settings['format_version']})"),
-        (option, f"{settings[option]}, dtype {settings['dtype'] or 'as captured'}"),
+        (option, f"{settings[option]}{_distance(settings)}, dtype {settings['dtype'] or 'as captured'}"),
         ("entries", f"{report['entries']:,}" + (f" and {report['damaged']:,} damaged" if report["damaged"] else "")),
         ("tokens", f"{report['tokens']:,}"),
         ("raw", format_bytes(report["raw_bytes"])),
@@ -49,6 +49,11 @@ def _print_text(store: Store, report: StoreInfo) -> None:
     if report["points"]:
         columns = ("hook point", "dtype", "entries", "rows", "raw", "stored", "ratio", "NaN/Inf", "encodings")
         print_table(columns, map(_row, report["points"]), left=2)
+
+
+def _distance(settings: dict[str, Any]) -> str:
+    distance = settings["key_distance"]
+    return "" if distance is None else f", a key layer every {distance}"
 
 
 def _row(point: PointInfo) -> tuple[str, ...]:

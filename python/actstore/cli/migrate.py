@@ -35,7 +35,8 @@ def migrate(
     *,
     source: Annotated[Path, typer.Option(help="The store to read.")],
     target: Annotated[Path, typer.Option(help="The store to write; created, or gone on with.")],
-    codec: Annotated[str | None, typer.Option(help="Of a new target, such as `zstd`; else the source's.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Of a new target, such as `archive`; else the source's.")] = None,
+    key_distance: Annotated[int | None, typer.Option(help="Of `archive`: layers from key to key, 8 by default.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Of a new `json` target: `text` or `base64`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
     overflow: Annotated[str | None, typer.Option(help="Of values beyond it: `error`, `saturate`, `keep`.")] = None,
@@ -57,7 +58,8 @@ def migrate(
     """
     from actstore.migration import Request, opened
 
-    options = {"codec": codec, "encoding": encoding, "dtype": dtype, "overflow": overflow}
+    codings = {"codec": codec, "key_distance": key_distance, "encoding": encoding}
+    options = {**codings, "dtype": dtype, "overflow": overflow}
     places = None if points is None else points.split(",")
     keys = None if key is None and keys_from is None else [*(key or []), *_read_keys(keys_from)]
     request = Request(source_format, target_format, options, keys, layers, places, on_conflict)

@@ -30,6 +30,7 @@ def migrate(
     source_format: str | None = None,
     target_format: str | None = None,
     codec: str | None = None,
+    key_distance: int | None = None,
     encoding: str | None = None,
     dtype: str | torch.dtype | None = None,
     overflow: str | None = None,
@@ -49,7 +50,7 @@ def migrate(
     of an open target, and one entry more.
 
     The formats are `shards`, `lmdb` and `json`, or `auto` for what is found. A target that does not exist needs one,
-    and is created with `codec`, `encoding`, `dtype` and `overflow` as for `create`; left out, they are those of the
+    and is created with `codec`, `key_distance`, `encoding`, `dtype` and `overflow` as for `create`; left out, they are those of the
     source where the backend has them. One that exists must have what is given.
 
     `keys`: these entries, in this order. `points`: these hook points of each entry, in any spelling; one without a
@@ -68,6 +69,7 @@ def migrate(
         raise InvalidInputError("invalid_option", message)
     options = {
         "codec": codec,
+        "key_distance": key_distance,
         "encoding": encoding,
         "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,

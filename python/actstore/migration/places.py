@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore import _core
 from actstore import store as stores
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MEMORY = "memory"
 _AUTO = "auto"
-_SETTINGS = ("codec", "encoding", "dtype", "overflow", "on_conflict", "durability")
+_SETTINGS = ("codec", "key_distance", "encoding", "dtype", "overflow", "on_conflict", "durability")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Target:
 
     store: Store | None
     backend: str
-    settings: Mapping[str, str]
+    settings: Mapping[str, Any]
 
 
 def open_source(stack: ExitStack, source: Place, source_format: str | None) -> Store:
@@ -64,7 +64,7 @@ def open_target(
     source: Store,
     target: Place,
     target_format: str | None,
-    options: Mapping[str, str | None],
+    options: Mapping[str, Any],
     *,
     dry_run: bool,
 ) -> Target:
@@ -85,7 +85,7 @@ def open_target(
     return Target(stack.enter_context(stores.create(target, named, **settings)), named, settings)
 
 
-def _existing(store: Store, named: str | None, options: Mapping[str, str | None]) -> Target:
+def _existing(store: Store, named: str | None, options: Mapping[str, Any]) -> Target:
     _check_format("target_format", named, store)
     require(store, options)
     had = store.settings
@@ -136,11 +136,12 @@ def _on_disk() -> str:
     return ", ".join(f"`{name}`" for name in _core.backends() if name != MEMORY)
 
 
-def _new_settings(source: Store, backend: str, options: Mapping[str, str | None]) -> dict[str, str]:
+def _new_settings(source: Store, backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What is asked for, and else what the source has, as far as the backend offers it."""
     had = source.settings
     settings = {name: had[name] for name in ("dtype", "overflow", "on_conflict", "durability")}
     if options.get("codec") is None and options.get("encoding") is None:
-        settings |= {name: had[name] for name in ("codec", "encoding") if had[name] in _core.codecs(backend)}
+        kept = {name: had[name] for name in ("codec", "encoding") if had[name] in _core.codecs(backend)}
+        settings |= kept | ({"key_distance": had["key_distance"]} if "codec" in kept else {})
     settings |= {name: value for name, value in options.items() if value is not None}
     return {name: value for name, value in settings.items() if value is not None}

@@ -42,7 +42,7 @@ class Request:
 
     source_format: str | None
     target_format: str | None
-    options: Mapping[str, str | None]
+    options: Mapping[str, Any]
     keys: str | Iterable[str] | None = None
     layers: LayersLike | None = None
     points: PointLike | Iterable[PointLike] | None = None
@@ -98,7 +98,7 @@ class Migration:
     source: Store
     target: Store | None
     backend: str
-    settings: Mapping[str, str]
+    settings: Mapping[str, Any]
     keys: list[str] | None
     points: list[str] | None
     on_conflict: str

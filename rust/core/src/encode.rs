@@ -1,6 +1,5 @@
-//! From activations in memory to an encoded entry: pack, fit, split into frames, compress, checksum, identify.
+//! From activations in memory to an encoded entry: pack, split into frames, compress, checksum, identify.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -9,14 +8,12 @@ use crate::codec::pack::PackCounts;
 use crate::codec::{Encoding, Model, Rows};
 use crate::entry::{ContentPoint, Document, MAX_TOKENS, content_id};
 use crate::error::{Error, Kind, Result};
+use crate::fitting::Coding;
 use crate::format::{Activation, EntryHeader, Frame, MAX_POINTS, frame_checksum, size};
 use crate::hook_point::HookPoint;
 use crate::manifest::Settings;
-use crate::store::{EncodedEntry, ModelKey};
+use crate::store::EncodedEntry;
 use crate::tensor::{Layout, MAX_ACTIVATION_BYTES, Tensor};
-
-/// Rows of the sample a model is fitted on, at most.
-const SAMPLE_BYTES: u64 = 1 << 20;
 
 /// An entry in memory, complete.
 #[derive(Debug)]
@@ -86,38 +83,20 @@ impl Draft {
     }
 }
 
-/// Fits models for hook points that have none yet, on the first rows of this entry. Runs where entries are put, in
-/// their order, so that the same entries in the same order give the same frames whatever the threads do.
-pub fn fit_models(settings: &Settings, draft: &Draft, models: &mut HashMap<ModelKey, Arc<Model>>) -> Result<()> {
-    for (point, tensor) in &draft.activations {
-        let layout = tensor.layout();
-        let rows = (SAMPLE_BYTES / layout.row_bytes().max(1)).clamp(1, layout.rows().max(1)).min(layout.rows());
-        let sample = tensor.bytes().get(..size(rows * layout.row_bytes())?).unwrap_or_default();
-        let dtype = settings.pack.dtype.unwrap_or(layout.dtype());
-        if models.contains_key(&(point.clone(), dtype, layout.row_values())) {
-            continue;
-        }
-        // A sample that cannot be packed belongs to an activation that will say so itself.
-        let Ok((sample, _)) = settings.pack.apply(Tensor::new(layout.with_rows(rows)?, sample.to_vec())?) else {
-            continue;
-        };
-        if let Some(model) = settings.codec.fit(sample.layout(), sample.bytes()) {
-            let key = (point.clone(), sample.layout().dtype(), sample.layout().row_values());
-            models.entry(key).or_insert_with(|| Arc::new(model));
-        }
-    }
-    Ok(())
-}
-
-/// Encodes an entry, its activations in parallel.
-pub fn encode(settings: &Settings, draft: Draft, models: &HashMap<ModelKey, Arc<Model>>) -> Result<EncodedEntry> {
+/// Encodes an entry, its activations in parallel, each as `codings` says.
+pub fn encode(settings: &Settings, draft: Draft, codings: &[Coding]) -> Result<EncodedEntry> {
     let Draft { document, token_ids, activations } = draft;
     let key = document.key().to_owned();
-    let encoded = activations
-        .into_par_iter()
-        .map(|(point, tensor)| encode_activation(settings, point, tensor, models))
-        .collect::<Result<Vec<_>>>()
-        .map_err(|e| e.within(format!("entry `{key}`")))?;
+    let within = |error: Error| error.within(format!("entry `{key}`"));
+    let packed = activations.into_par_iter().map(|(point, tensor)| pack(settings, point, tensor));
+    let packed = packed.collect::<Result<Vec<_>>>().map_err(within)?;
+    let codings: Vec<_> = (0..packed.len()).map(|index| fitting(&packed, index, codings)).collect();
+    let encoded = packed.par_iter().zip(codings).map(|(one, coding)| {
+        let below = coding.below.and_then(|below| packed.get(below)).map(|below| below.tensor.bytes());
+        encode_activation(settings, one, coding, below)
+    });
+    let encoded = encoded.collect::<Result<Vec<_>>>().map_err(within)?;
+    let encoded = encoded.into_iter().zip(packed).map(|(one, packed)| one.with_rows_of(packed)).collect::<Vec<_>>();
     let points: Vec<_> = encoded
         .iter()
         .map(|e| ContentPoint { point: &e.activation.point, layout: &e.activation.layout, digest: e.digest })
@@ -139,52 +118,84 @@ pub fn encode(settings: &Settings, draft: Draft, models: &HashMap<ModelKey, Arc<
     Ok(entry)
 }
 
+/// An activation as it will be stored, and how packing changed it.
+struct Packed {
+    point: HookPoint,
+    tensor: Tensor,
+    counts: PackCounts,
+}
+
+fn pack(settings: &Settings, point: HookPoint, tensor: Tensor) -> Result<Packed> {
+    let (tensor, counts) = settings.pack.apply(tensor).map_err(|e| e.within(format!("`{point}`")))?;
+    Ok(Packed { point, tensor, counts })
+}
+
+/// The coding of an activation, less what is not for the dtype that packing left it with.
+fn fitting(packed: &[Packed], index: usize, codings: &[Coding]) -> Coding {
+    let coding = codings.get(index).cloned().unwrap_or_default();
+    let layout = |index: usize| packed.get(index).map(|packed| packed.tensor.layout());
+    let own = layout(index);
+    let fits = coding.model.as_ref().is_some_and(|(dtype, _)| own.is_some_and(|own| own.dtype() == *dtype));
+    let alike = coding.below.is_none_or(|below| layout(below) == own);
+    if fits && alike { coding } else { Coding::default() }
+}
+
 struct EncodedActivation {
     activation: Activation,
+    /// Its frames; empty where they are the rows as they are.
     chunk: Vec<u8>,
     digest: [u8; 32],
     model: Option<Arc<Model>>,
+    stores_rows: bool,
+}
+
+impl EncodedActivation {
+    /// Rows that are stored as they are need no second copy of a large activation.
+    fn with_rows_of(self, packed: Packed) -> Self {
+        let chunk = if self.stores_rows { packed.tensor.into_parts().1 } else { self.chunk };
+        Self { chunk, ..self }
+    }
 }
 
 fn encode_activation(
     settings: &Settings,
-    point: HookPoint,
-    tensor: Tensor,
-    models: &HashMap<ModelKey, Arc<Model>>,
+    packed: &Packed,
+    coding: Coding,
+    below: Option<&[u8]>,
 ) -> Result<EncodedActivation> {
-    let (tensor, PackCounts { nonfinite, saturated }) =
-        settings.pack.apply(tensor).map_err(|e| e.within(format!("`{point}`")))?;
-    let (layout, bytes) = tensor.into_parts();
-    let model = models.get(&(point.clone(), layout.dtype(), layout.row_values())).cloned();
-    let frame_rows = settings.codec.frame_rows(layout.row_bytes()).max(1);
-    let digest = *blake3::hash(&bytes).as_bytes();
-    let mut chunk = Vec::with_capacity(if settings.codec.stores_rows() { 0 } else { bytes.len() / 2 });
+    let Packed { point, tensor, counts: PackCounts { nonfinite, saturated } } = packed;
+    let (layout, bytes, codec) = (tensor.layout(), tensor.bytes(), settings.codec);
+    let model = coding.model.map(|(_, model)| model);
+    let frame_rows = codec.frame_rows(layout.row_bytes()).max(1);
+    let mut chunk = Vec::with_capacity(if codec.stores_rows() { 0 } else { bytes.len() / 2 });
     let mut frames = Vec::new();
-    for bytes in rows_of_frames(&layout, frame_rows, &bytes)? {
+    let mut frames_below = below.map(|below| rows_of_frames(layout, frame_rows, below)).transpose()?;
+    for bytes in rows_of_frames(layout, frame_rows, bytes)? {
         let start = chunk.len();
-        let rows = Rows { dtype: layout.dtype(), row_values: layout.row_values(), bytes };
-        let (encoding, stored) = if settings.codec.stores_rows() {
+        let below = frames_below.as_mut().and_then(Iterator::next);
+        let rows = Rows { dtype: layout.dtype(), row_values: layout.row_values(), bytes, below };
+        let (encoding, stored) = if codec.stores_rows() {
             (Encoding::Stored, bytes)
         } else {
-            let encoding = settings.codec.encode(rows, model.as_deref(), &mut chunk);
+            let encoding = codec.encode(rows, model.as_deref(), &mut chunk);
             (encoding, chunk.get(start..).unwrap_or_default())
         };
         let length = u32::try_from(stored.len())
             .map_err(|_| Error::new(Kind::LimitExceeded, format!("a row of `{point}` is above the limit of 4 GiB")))?;
         frames.push(Frame { checksum: frame_checksum(stored), length, encoding });
     }
-    // Rows stored as they are need no second copy of a large activation.
-    let chunk = if settings.codec.stores_rows() { bytes } else { chunk };
     let activation = Activation {
-        point,
-        layout,
+        point: point.clone(),
+        layout: layout.clone(),
         frame_rows,
-        nonfinite,
-        saturated,
+        nonfinite: *nonfinite,
+        saturated: *saturated,
         model: model.as_ref().map(|model| model.id()),
+        below: coding.below,
         frames,
     };
-    Ok(EncodedActivation { activation, chunk, digest, model })
+    let digest = *blake3::hash(bytes).as_bytes();
+    Ok(EncodedActivation { activation, chunk, digest, model, stores_rows: codec.stores_rows() })
 }
 
 /// The bytes of each frame; an activation without bytes has none.

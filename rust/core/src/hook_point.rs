@@ -41,6 +41,15 @@ impl HookPoint {
         number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
     }
 
+    /// What it is in its layer, by the same name in every layer; the embedding begins the residual stream.
+    pub fn stream(&self) -> Option<&str> {
+        if self.0 == "hook_embed" {
+            return Some("hook_resid_post");
+        }
+        self.layer()?;
+        self.0.strip_prefix("blocks.")?.split_once('.').map(|(_, stream)| stream)
+    }
+
     fn rank(&self) -> (u8, u64, &str) {
         match self.layer() {
             Some(layer) => (1, layer, &self.0),
@@ -86,6 +95,16 @@ mod tests {
             ["hook_embed", "blocks.2.mlp.hook_out", "blocks.10.hook_resid_post", "ln_final.hook_out", "logits"]
         );
         assert_eq!(points[2].layer(), Some(10));
+    }
+
+    #[test]
+    fn a_stream_runs_through_the_layers_and_begins_with_the_embedding() {
+        let stream = |name: &str| HookPoint::new(name).unwrap().stream().map(str::to_owned);
+        assert_eq!(stream("blocks.12.mlp.hook_out").as_deref(), Some("mlp.hook_out"));
+        assert_eq!(stream("hook_embed"), stream("blocks.0.hook_resid_post"));
+        for name in ["logits", "ln_final.hook_out", "blocks.x.hook_resid_post", "blocks.3", "model.layers.3"] {
+            assert_eq!(stream(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, Kind, Result};
+use crate::format::Activation;
 use crate::hook_point::HookPoint;
-use crate::reader::decode_frames;
+use crate::reader::{chains, decode_frames};
 use crate::store::{Store, Stored};
 use crate::tensor::Dtype;
 
@@ -153,11 +154,8 @@ fn verify_entry(store: &Store, key: &str) -> Result<(u64, u64)> {
 }
 
 fn verify_activations(entry: &dyn Stored) -> Result<(u64, u64)> {
-    let (mut frames, mut bytes) = (0, 0);
-    for (index, activation) in entry.header().activations.iter().enumerate() {
-        decode_frames(entry, index, |_| {})?;
-        frames += activation.frames.len() as u64;
-        bytes += activation.stored_bytes();
-    }
-    Ok((frames, bytes))
+    let header = entry.header();
+    chains(header).iter().try_for_each(|chain| decode_frames(entry, chain, |_, _| {}))?;
+    let frames = header.activations.iter().map(|activation| activation.frames.len() as u64).sum();
+    Ok((frames, header.activations.iter().map(Activation::stored_bytes).sum()))
 }

@@ -14,6 +14,7 @@ pub mod encode;
 pub mod entry;
 pub mod error;
 pub mod files;
+pub mod fitting;
 pub mod format;
 pub mod hook_point;
 pub mod inspect;

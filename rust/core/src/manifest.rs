@@ -62,11 +62,18 @@ impl Durability {
     }
 }
 
+/// Layers from one that is encoded alone to the next, with codec `archive`, unless another is chosen.
+const KEY_DISTANCE: u32 = 8;
+/// The most that can be chosen.
+const MAX_KEY_DISTANCE: u32 = 1024;
+
 /// How entries are encoded and committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Bytes to bytes.
     pub codec: Codec,
+    /// With codec `archive`, how many layers are encoded one given the other at most, the first of them alone.
+    pub key_distance: Option<u32>,
     /// Array to bytes.
     pub pack: Pack,
     /// Second content for a key.
@@ -83,6 +90,8 @@ struct SettingsFields {
     codec: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     encoding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_distance: Option<i64>,
     #[serde(default)]
     dtype: Option<String>,
     overflow: String,
@@ -99,9 +108,16 @@ impl Settings {
         Self::from_fields(&fields, codecs)
     }
 
+    /// How many layers are encoded one given the other, at most.
+    pub fn key_distance(&self) -> u32 {
+        self.key_distance.unwrap_or(KEY_DISTANCE)
+    }
+
     fn from_fields(fields: &SettingsFields, codecs: &[Codec]) -> Result<Self> {
+        let codec = chosen_codec(fields, codecs)?;
         Ok(Self {
-            codec: chosen_codec(fields, codecs)?,
+            codec,
+            key_distance: chosen_key_distance(fields, codec)?,
             pack: Pack::new(
                 fields.dtype.as_deref().map(packed_dtype).transpose()?,
                 Overflow::parse(&fields.overflow)?,
@@ -117,6 +133,7 @@ impl Settings {
         SettingsFields {
             codec,
             encoding,
+            key_distance: (self.codec == Codec::Archive).then(|| self.key_distance().into()),
             dtype: self.pack.dtype.map(|dtype| dtype.name().to_owned()),
             overflow: self.pack.overflow.name().to_owned(),
             on_conflict: self.on_conflict.name().to_owned(),
@@ -144,6 +161,22 @@ fn chosen_codec(fields: &SettingsFields, codecs: &[Codec]) -> Result<Codec> {
         (None, [default, ..]) => Ok(*default),
         (None, []) => Err(Error::new(Kind::InvalidOption, "the backend has no codec")),
     }
+}
+
+fn chosen_key_distance(fields: &SettingsFields, codec: Codec) -> Result<Option<u32>> {
+    let Some(distance) = fields.key_distance else { return Ok(None) };
+    let within = u32::try_from(distance).ok().filter(|distance| (1..=MAX_KEY_DISTANCE).contains(distance));
+    let message = match (codec, within) {
+        (Codec::Archive, Some(distance)) => return Ok(Some(distance)),
+        (Codec::Archive, None) => {
+            format!("`key_distance` is `{distance}`: a number of layers from 1 to {MAX_KEY_DISTANCE}")
+        }
+        (other, _) => format!(
+            "`key_distance` is `{distance}`, but codec `{}` encodes every layer alone: leave it out, or choose `archive`",
+            other.name()
+        ),
+    };
+    Err(Error::new(Kind::InvalidOption, message))
 }
 
 fn packed_dtype(name: &str) -> Result<Dtype> {
@@ -210,7 +243,7 @@ impl Manifest {
     pub fn to_public_json(&self) -> Result<String> {
         let fields = self.settings.fields();
         let public = serde_json::json!({
-            "codec": fields.codec, "encoding": fields.encoding, "dtype": fields.dtype, "overflow": fields.overflow, "on_conflict": fields.on_conflict,
+            "codec": fields.codec, "encoding": fields.encoding, "key_distance": fields.key_distance, "dtype": fields.dtype, "overflow": fields.overflow, "on_conflict": fields.on_conflict,
             "durability": fields.durability, "store_id": hex(&self.store_id), "format_version": FORMAT_VERSION,
             "token_convention": TOKEN_CONVENTION,
         });
@@ -268,6 +301,32 @@ mod tests {
             let error = Manifest::parse(&json.replace(old, new), CODECS).unwrap_err();
             assert_eq!(error.kind(), Kind::UnsupportedVersion, "{new}");
             assert!(error.to_string().ends_with("upgrade actstore"));
+        }
+    }
+
+    #[test]
+    fn a_key_distance_is_for_archive() {
+        let parse = |codec: &str, distance: i64| {
+            let settings = SETTINGS.replace("planes", codec).replace("{", &format!(r#"{{"key_distance":{distance},"#));
+            Settings::parse(&settings, &[Codec::Planes, Codec::Archive])
+        };
+        assert_eq!(parse("archive", 3).unwrap().key_distance(), 3);
+        let default = Settings::parse(&SETTINGS.replace("planes", "archive"), &[Codec::Archive]).unwrap();
+        assert_eq!(default.key_distance(), KEY_DISTANCE);
+        let json = Manifest::new(default).unwrap().to_json().unwrap();
+        assert!(json.contains(r#""key_distance":8"#), "a later default must not change what a store does: {json}");
+        for (codec, distance, message) in [
+            ("archive", -1, "`key_distance` is `-1`: a number of layers from 1 to 1024"),
+            ("archive", 0, "`key_distance` is `0`: a number of layers from 1 to 1024"),
+            ("archive", 1025, "`key_distance` is `1025`: a number of layers from 1 to 1024"),
+            (
+                "planes",
+                8,
+                "`key_distance` is `8`, but codec `planes` encodes every layer alone: leave it out, or choose `archive`",
+            ),
+        ] {
+            let error = parse(codec, distance).unwrap_err();
+            assert_eq!((error.kind(), error.to_string().as_str()), (Kind::InvalidOption, message));
         }
     }
 

@@ -1,13 +1,15 @@
 //! The way out: projection on hook point and positions, down to the frames that hold them, decoded in parallel into
 //! the caller's buffers.
 
-use std::cell::RefCell;
+mod chain;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::codec::{Model, decode};
+pub use self::chain::{chains, decode_frames};
+use crate::codec::{Coded, Model, decode};
 use crate::entry::Positions;
 use crate::error::{Error, Kind, Result};
 use crate::format::{Activation, Frame, frame_checksum, malformed, size};
@@ -30,6 +32,13 @@ pub struct Request<'a> {
     pub out: &'a mut [u8],
 }
 
+impl Request<'_> {
+    fn is_given_below(&self) -> bool {
+        let activation = self.entry.header().activations.get(self.activation);
+        activation.is_some_and(|activation| activation.below.is_some())
+    }
+}
+
 /// Which rows of a stored activation a selection names: its index, the rows, and their bytes.
 pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Option<Vec<u64>>, u64)> {
     let header = entry.header();
@@ -44,35 +53,18 @@ pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<
 pub fn read(store: &Store, requests: Vec<Request<'_>>) -> Result<()> {
     store.reading()?;
     let total: usize = requests.iter().map(|request| request.out.len()).sum();
-    let tasks = requests.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
-    let tasks = tasks.into_iter().flatten();
+    let (given, alone): (Vec<_>, Vec<_>) = requests.into_iter().partition(Request::is_given_below);
+    let columns = chain::columns(given)?;
+    let tasks = alone.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
+    let tasks: Vec<_> = tasks.into_iter().flatten().collect();
     if total < PARALLEL_BYTES {
-        return tasks.into_iter().try_for_each(run);
+        tasks.into_iter().try_for_each(run)?;
+        return columns.into_iter().try_for_each(chain::Column::run);
     }
-    let tasks: Vec<_> = tasks.collect();
-    store.pool().install(|| tasks.into_par_iter().try_for_each(run))?
-}
-
-/// Decodes an activation frame by frame, in the memory of one frame.
-pub fn decode_frames(entry: &dyn Stored, index: usize, mut f: impl FnMut(&[u8])) -> Result<()> {
-    let activation = activation_of(entry, index)?;
-    let layout = &activation.layout;
-    let model = activation.model.map(|id| entry.model(&id)).transpose()?;
-    let (mut at, mut rows, mut decoded) = (0, layout.rows(), Vec::new());
-    for (number, frame) in activation.frames.iter().enumerate() {
-        let count = activation.frame_rows.min(rows);
-        rows -= count;
-        decoded.resize(size(count * layout.row_bytes())?, 0);
-        entry
-            .with_bytes(index, at, frame.length as usize, &mut |stored| {
-                check_frame(frame, stored)?;
-                decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model.as_deref(), &mut decoded)
-            })
-            .map_err(|e| named(e, number, entry, activation))?;
-        f(&decoded);
-        at += u64::from(frame.length);
-    }
-    Ok(())
+    store.pool().install(|| {
+        tasks.into_par_iter().try_for_each(run)?;
+        columns.into_par_iter().try_for_each(chain::Column::run)
+    })?
 }
 
 /// The stored bytes of an activation, every frame checked and none decoded.
@@ -139,21 +131,8 @@ struct Task<'a> {
 fn plan(request: Request<'_>) -> Result<Vec<Task<'_>>> {
     let Request { entry, activation: index, rows, out } = request;
     let activation = activation_of(entry.as_ref(), index)?;
-    let row_bytes = size(activation.layout.row_bytes())?;
-    let wanted = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
-    if wanted * activation.layout.row_bytes() != out.len() as u64 {
-        let message =
-            format!("`{}` rows of `{}` do not fit a buffer of `{}` bytes", wanted, activation.point, out.len());
-        return Err(Error::new(Kind::InvalidTensor, message));
-    }
-    if out.is_empty() {
-        return Ok(Vec::new());
-    }
+    let pieces = pieces(activation, rows, out)?;
     let model = activation.model.map(|id| entry.model(&id)).transpose()?;
-    let pieces = match rows {
-        None => all_pieces(activation, row_bytes, out)?,
-        Some(rows) => some_pieces(activation, row_bytes, &rows, out)?,
-    };
     let starts = frame_starts(activation);
     let mut tasks: Vec<Task<'_>> = Vec::new();
     let mut bytes = 0;
@@ -181,6 +160,22 @@ fn frame_of(activation: &Activation, frame: usize) -> Result<&Frame> {
 fn frame_starts(activation: &Activation) -> Vec<u64> {
     let lengths = activation.frames.iter().map(|frame| u64::from(frame.length));
     lengths.scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect()
+}
+
+/// Where the rows of each frame go.
+fn pieces<'a>(activation: &Activation, rows: Option<Vec<u64>>, out: &'a mut [u8]) -> Result<Vec<Piece<'a>>> {
+    let row_bytes = size(activation.layout.row_bytes())?;
+    let wanted = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
+    if wanted * activation.layout.row_bytes() != out.len() as u64 {
+        let message =
+            format!("`{}` rows of `{}` do not fit a buffer of `{}` bytes", wanted, activation.point, out.len());
+        return Err(Error::new(Kind::InvalidTensor, message));
+    }
+    match rows {
+        _ if out.is_empty() => Ok(Vec::new()),
+        None => all_pieces(activation, row_bytes, out),
+        Some(rows) => some_pieces(activation, row_bytes, &rows, out),
+    }
 }
 
 fn all_pieces<'a>(activation: &Activation, row_bytes: usize, mut out: &'a mut [u8]) -> Result<Vec<Piece<'a>>> {
@@ -241,10 +236,6 @@ fn run(task: Task<'_>) -> Result<()> {
     result.map_err(named)
 }
 
-thread_local! {
-    static DECODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 fn read_frame(
     activation: &Activation,
     frame: &Frame,
@@ -253,28 +244,24 @@ fn read_frame(
     piece: Piece<'_>,
 ) -> Result<()> {
     check_frame(frame, stored).map_err(|e| e.within(format!("frame `{}`", piece.frame)))?;
+    decode(&coded(activation, piece.frame, frame, stored, model), &piece.rows, piece.out)
+}
+
+/// A frame by its number, as a codec has to know it.
+fn coded<'a>(
+    activation: &Activation,
+    number: usize,
+    frame: &Frame,
+    stored: &'a [u8],
+    model: Option<&'a Model>,
+) -> Coded<'a> {
     let layout = &activation.layout;
-    let decode = |out: &mut [u8]| decode(frame.encoding, stored, layout.dtype(), layout.row_values(), model, out);
-    let first = piece.frame as u64 * activation.frame_rows;
-    let count = activation.frame_rows.min(layout.rows().saturating_sub(first));
-    if let [range] = piece.rows.as_slice()
-        && *range == (0..count)
-    {
-        return decode(piece.out);
-    }
-    let row_bytes = size(layout.row_bytes())?;
-    DECODED.with_borrow_mut(|decoded| {
-        decoded.resize(size(count)? * row_bytes, 0);
-        decode(decoded)?;
-        let mut out = piece.out;
-        for range in piece.rows {
-            let rows = decoded.get(size(range.start)? * row_bytes..size(range.end)? * row_bytes);
-            let rows =
-                rows.ok_or_else(|| malformed(format!("`{}` has no row `{}`", activation.point, range.end - 1)))?;
-            let (mine, rest) = out.split_at_mut(rows.len());
-            mine.copy_from_slice(rows);
-            out = rest;
-        }
-        Ok(())
-    })
+    let rows = frame_row_count(activation, number);
+    let (dtype, row_values) = (layout.dtype(), layout.row_values());
+    Coded { encoding: frame.encoding, stored, dtype, row_values, rows, model, below: None }
+}
+
+fn frame_row_count(activation: &Activation, frame: usize) -> u64 {
+    let first = (frame as u64).saturating_mul(activation.frame_rows);
+    activation.frame_rows.min(activation.layout.rows().saturating_sub(first))
 }

@@ -176,6 +176,17 @@ impl Tensor {
         &self.bytes
     }
 
+    /// Some of the rows, in the order given; those beyond the last one are left out.
+    pub fn rows(&self, rows: &[u64]) -> Result<Self> {
+        let row_bytes = usize::try_from(self.layout.row_bytes()).unwrap_or(usize::MAX);
+        let row = |&row: &u64| {
+            let start = usize::try_from(row).ok()?.checked_mul(row_bytes)?;
+            self.bytes.get(start..start.checked_add(row_bytes)?)
+        };
+        let bytes: Vec<_> = rows.iter().filter_map(row).collect();
+        Self::new(self.layout.with_rows(bytes.len() as u64)?, bytes.concat())
+    }
+
     /// Both parts.
     pub fn into_parts(self) -> (Layout, Vec<u8>) {
         (self.layout, self.bytes)

@@ -3,7 +3,6 @@
 //! The first failure is kept, raised by every later call and by closing. An entry that is refused (a conflict, an
 //! overflow) costs only itself: entries complete before and after it in the queue are still committed.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -12,14 +11,14 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 
-use crate::codec::Model;
 pub use crate::committer::Stats;
 use crate::committer::{COMMIT_WAIT, Job, Shared, commit_loop};
-use crate::encode::{Draft, encode, fit_models};
+use crate::encode::{Draft, encode};
 use crate::error::{Error, Kind, Result};
+use crate::fitting::Coding;
 use crate::lock::lock;
 use crate::manifest::OnConflict;
-use crate::store::{EncodedEntry, ModelKey, Session, Store};
+use crate::store::{EncodedEntry, Session, Store};
 
 /// A writing session on a store.
 pub struct Writer {
@@ -138,13 +137,13 @@ impl Writer {
     fn send_draft(&self, draft: Draft, bytes: u64) -> Result<()> {
         let store = &self.shared.store;
         let settings = store.manifest().settings;
-        let models = models_for(store, &draft)?;
+        let codings = codings_for(store, &draft)?;
         let (sender, encoded) = bounded(1);
         let pool = store.pool();
         pool.start()?;
         self.send(Job::Entry { encoded, bytes })?;
         pool.spawn(move || {
-            let encoded = catch_unwind(AssertUnwindSafe(|| encode(&settings, draft, &models)));
+            let encoded = catch_unwind(AssertUnwindSafe(|| encode(&settings, draft, &codings)));
             let died =
                 |_| Err(Error::new(Kind::WriterFailed, "encoding an entry failed beyond repair; it is not stored"));
             // The committer hangs up only when the session is gone, and with it whoever could be told.
@@ -244,14 +243,9 @@ impl Drop for Writer {
     }
 }
 
-pub(crate) type Models = HashMap<ModelKey, Arc<Model>>;
-
-/// The store's models for a draft, fitted where there are none yet. Drafts in the same order get the same models.
-pub(crate) fn models_for(store: &Store, draft: &Draft) -> Result<Models> {
-    let mut models = lock(store.models());
-    fit_models(&store.manifest().settings, draft, &mut models)?;
-    let wanted = |key: &&ModelKey| draft.activations.iter().any(|(point, _)| *point == key.0);
-    Ok(models.keys().filter(wanted).filter_map(|key| Some((key.clone(), models.get(key)?.clone()))).collect())
+/// How the activations of a draft are to be encoded. Drafts in the same order get the same models.
+pub(crate) fn codings_for(store: &Store, draft: &Draft) -> Result<Vec<Coding>> {
+    lock(store.models()).observe(&store.manifest().settings, &draft.activations)
 }
 
 /// A store that already has entries goes on with the models of its last one.
@@ -264,10 +258,11 @@ fn adopt_models(store: &Store) -> Result<()> {
     let Some(last) = backend.last_key()? else { return Ok(()) };
     // A damaged last entry only means that models are fitted anew.
     let Ok(Some(entry)) = backend.entry(&last) else { return Ok(()) };
-    for activation in &entry.header().activations {
+    let activations = &entry.header().activations;
+    for activation in activations {
         if let Some(Ok(model)) = activation.model.map(|id| entry.model(&id)) {
-            let layout = &activation.layout;
-            models.insert((activation.point.clone(), layout.dtype(), layout.row_values()), model);
+            let below = activation.below.and_then(|below| activations.get(below)).map(|below| &below.point);
+            models.adopt(&activation.point, below, &activation.layout, model);
         }
     }
     Ok(())

@@ -319,6 +319,7 @@ fn a_zstd_bomb_costs_its_own_entry() {
         nonfinite: 0,
         saturated: 0,
         model: None,
+        below: None,
         frames: vec![frame],
     };
     let document = Document::parse(r#"{"key":"bomb","key_recipe":"user"}"#).unwrap();

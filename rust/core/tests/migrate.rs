@@ -3,7 +3,6 @@
 
 mod sample;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -173,7 +172,7 @@ fn an_entry_that_is_not_what_it_says_goes_nowhere() {
     let writer = Writer::new(source.clone()).unwrap();
     for n in 0..3 {
         let settings = source.manifest().settings;
-        let mut entry = encode(&settings, draft(n, n), &HashMap::new()).unwrap();
+        let mut entry = encode(&settings, draft(n, n), &[]).unwrap();
         entry.content_id[0] ^= u8::from(n == 1);
         writer.put_encoded(entry).unwrap();
     }

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use ::zstd::zstd_safe::{self, CCtx, CParameter, CompressionLevel, DCtx, ParamSwitch};
 
-use super::Rows;
+use super::{Rows, archive, malformed};
 use crate::error::{Error, Kind, Result};
 
 /// Level of the `zstd` codec.
@@ -35,9 +35,14 @@ pub(super) struct Scratch {
     /// Entropy coding alone.
     pub(super) huffman: CCtx<'static>,
     pub(super) decoder: DCtx<'static>,
-    pub(super) plane: Vec<u8>,
+    pub(super) symbols: Vec<u8>,
+    pub(super) classes: Vec<u8>,
+    pub(super) mids: Vec<u8>,
+    pub(super) bits: Vec<u8>,
+    pub(super) escapes: Vec<u8>,
     pub(super) rest: Vec<u8>,
     pub(super) packed: Vec<u8>,
+    pub(super) places: archive::Places,
 }
 
 impl Scratch {
@@ -47,7 +52,9 @@ impl Scratch {
         let _ = general.set_parameter(CParameter::CompressionLevel(LEVEL));
         let _ = huffman.set_parameter(CParameter::CompressionLevel(HUFFMAN_LEVEL));
         let _ = huffman.set_parameter(CParameter::LiteralCompressionMode(ParamSwitch::Enable));
-        Self { general, huffman, decoder: DCtx::create(), plane: Vec::new(), rest: Vec::new(), packed: Vec::new() }
+        let places = archive::Places::default();
+        let [symbols, classes, mids, bits, escapes, rest, packed] = [const { Vec::new() }; 7];
+        Self { general, huffman, decoder: DCtx::create(), symbols, classes, mids, bits, escapes, rest, packed, places }
     }
 
     /// Runs `work` with this thread's scratch.
@@ -56,14 +63,24 @@ impl Scratch {
         let kept = SCRATCH.try_with(Cell::take).ok().flatten();
         let mut scratch = kept.unwrap_or_else(|| Box::new(Self::new()));
         let result = work(&mut scratch);
-        for buffer in [&mut scratch.plane, &mut scratch.rest, &mut scratch.packed] {
+        let Self { symbols, classes, mids, bits, escapes, rest, packed, .. } = &mut *scratch;
+        for buffer in [symbols, classes, mids, bits, escapes, rest, packed] {
             if buffer.capacity() > KEPT_BYTES {
                 *buffer = Vec::new();
             }
         }
+        scratch.places.give_back(KEPT_BYTES);
         let _ = SCRATCH.try_with(|cell| cell.set(Some(scratch)));
         result
     }
+}
+
+/// The first `length` bytes of a buffer, which grows as needed; what they hold means nothing.
+pub(super) fn room<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
+    if buffer.len() < length {
+        buffer.resize(length, T::default());
+    }
+    buffer.get_mut(..length).unwrap_or_default()
 }
 
 /// Appends `bytes` as one frame. Where zstd fails, `out` stays as it was and the answer is `false`.
@@ -87,8 +104,9 @@ fn has_runs(bytes: &[u8], width: usize) -> bool {
     const LOOKS: usize = 256;
     let (mut looks, mut runs) = (0, 0);
     for piece in bytes.chunks((bytes.len() / LOOKS).max(2 * WORD)) {
-        let (Some(word), Some(next)) = (piece.get(..WORD), piece.get(width..width + WORD)) else { continue };
-        runs += usize::from(word == next);
+        let word = |at: usize| piece.get(at..).and_then(<[u8]>::first_chunk::<WORD>);
+        let (Some(word), Some(next)) = (word(0), word(width)) else { continue };
+        runs += usize::from(u64::from_le_bytes(*word) == u64::from_le_bytes(*next));
         looks += 1;
     }
     5 * runs > looks
@@ -137,10 +155,6 @@ pub(super) fn decompress(context: &mut DCtx<'_>, frame: &[u8], out: &mut [u8]) -
         Ok(len) => Err(malformed(format!("a zstd frame decodes to `{len}` bytes where `{}` are due", out.len()))),
         Err(code) => Err(damaged(code)),
     }
-}
-
-fn malformed(message: impl Into<String>) -> Error {
-    Error::new(Kind::Malformed, message)
 }
 
 fn damaged(code: usize) -> Error {
@@ -271,13 +285,17 @@ mod tests {
         assert!(bomb.len() < 1 << 13);
         let refused = "a zstd frame of `67108864` bytes where `16` are due";
         assert_eq!(refusal(&bomb, 16), malformed_as(refused));
-        let planes = [&(bomb.len() as u32).to_le_bytes(), &bomb[..], &[0; 16]].concat();
+        // Low plane 0 of 16 values is compressed.
+        let stored = [&[8, 1], &(bomb.len() as u32).to_le_bytes()[..], &bomb, &[0; 16]].concat();
         let capacity = std::thread::spawn(move || {
             let mut out = [0; 32];
-            let dtype = crate::tensor::Dtype::BFloat16;
-            let error = crate::codec::decode(crate::codec::Encoding::Planes, &planes, dtype, 16, None, &mut out);
+            let (encoding, dtype) = (crate::codec::Encoding::Planes, crate::tensor::Dtype::BFloat16);
+            let stored = &stored;
+            let frame =
+                crate::codec::Coded { encoding, stored, dtype, row_values: 16, rows: 1, model: None, below: None };
+            let error = crate::codec::decode(&frame, &[0..1], &mut out);
             assert_eq!(error.unwrap_err().to_string(), refused);
-            Scratch::with(|scratch| scratch.plane.capacity() + scratch.rest.capacity() + scratch.packed.capacity())
+            Scratch::with(|scratch| scratch.symbols.capacity() + scratch.rest.capacity() + scratch.packed.capacity())
         });
         assert!(capacity.join().unwrap() <= 64);
     }
@@ -342,11 +360,11 @@ mod tests {
     fn large_buffers_are_given_back() {
         std::thread::spawn(|| {
             Scratch::with(|scratch| {
-                scratch.plane.resize(KEPT_BYTES * 2, 0);
+                scratch.symbols.resize(KEPT_BYTES * 2, 0);
                 scratch.rest.resize(KEPT_BYTES / 2, 0);
             });
             Scratch::with(|scratch| {
-                assert_eq!(scratch.plane.capacity(), 0);
+                assert_eq!(scratch.symbols.capacity(), 0);
                 assert!(scratch.rest.capacity() > 0);
                 // Taken, so a second one is made, and the first stays.
                 Scratch::with(|inner| assert_eq!(inner.rest.capacity(), 0));

@@ -1,6 +1,8 @@
 //! The bytes of an entry: its header, and the table of its activations and their frames.
 
 use super::{Fields, count, malformed, size, small, u32_of, u64_of};
+use std::collections::HashSet;
+
 use crate::codec::{Encoding, ModelId};
 use crate::entry::{ContentId, Document};
 use crate::error::{Error, Kind, Result};
@@ -14,6 +16,10 @@ pub const MAX_POINTS: usize = 1 << 16;
 const MAX_FRAME_BYTES: u64 = 256 << 20;
 
 const NO_TOKEN_IDS: u32 = u32::MAX;
+/// What follows in the table of an activation.
+const WITHOUT_MODEL: u8 = 0;
+const WITH_MODEL: u8 = 1;
+const WITH_MODEL_AND_BELOW: u8 = 2;
 
 /// One frame of an activation: how and how large it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +47,9 @@ pub struct Activation {
     pub saturated: u64,
     /// The model its frames use.
     pub model: Option<ModelId>,
+    /// The activation of the layer below, by its index, that its `archive` frames are encoded given: one before this one,
+    /// of the same layout and frames.
+    pub below: Option<usize>,
     /// The frames, consecutive in the activation's chunk.
     pub frames: Vec<Frame>,
 }
@@ -75,8 +84,16 @@ impl Activation {
         out.extend(self.frame_rows.to_le_bytes());
         out.extend(self.nonfinite.to_le_bytes());
         out.extend(self.saturated.to_le_bytes());
-        out.push(u8::from(self.model.is_some()));
+        let below = self.below.filter(|_| self.model.is_some());
+        out.push(match (self.model, below) {
+            (None, _) => WITHOUT_MODEL,
+            (Some(_), None) => WITH_MODEL,
+            (Some(_), Some(_)) => WITH_MODEL_AND_BELOW,
+        });
         out.extend(self.model.iter().flatten());
+        if let Some(below) = below {
+            out.extend(count(below)?.to_le_bytes());
+        }
         out.extend(count(self.frames.len())?.to_le_bytes());
         for frame in &self.frames {
             out.extend(frame.checksum.to_le_bytes());
@@ -92,19 +109,17 @@ impl Activation {
         let name = fields.text(usize::from(name_length))?;
         let dtype = Dtype::from_code(dtype).ok_or_else(|| malformed(format!("unknown dtype code `{dtype}`")))?;
         let shape = (0..rank).map(|_| fields.u64()).collect::<Result<Vec<_>>>()?;
-        let mut activation = Self {
-            point: HookPoint::new(name)?,
-            layout: Layout::new(dtype, shape)?,
-            frame_rows: fields.u64()?,
-            nonfinite: fields.u64()?,
-            saturated: fields.u64()?,
-            model: match fields.u8()? {
-                0 => None,
-                1 => Some(fields.array()?),
-                other => return Err(malformed(format!("`{other}` where a model is present or not"))),
-            },
-            frames: Vec::new(),
+        let (layout, frame_rows) = (Layout::new(dtype, shape)?, fields.u64()?);
+        let (nonfinite, saturated) = (fields.u64()?, fields.u64()?);
+        let (model, below) = match fields.u8()? {
+            WITHOUT_MODEL => (None, None),
+            WITH_MODEL => (Some(fields.array()?), None),
+            WITH_MODEL_AND_BELOW => (Some(fields.array()?), Some(size(fields.u32()?.into())?)),
+            other => return Err(malformed(format!("`{other}` where a model is present or not"))),
         };
+        let point = HookPoint::new(name)?;
+        let frames = Vec::new();
+        let mut activation = Self { point, layout, frame_rows, nonfinite, saturated, model, below, frames };
         let frames = fields.u32()?;
         if activation.frame_rows == 0
             || Self::frame_count(&activation.layout, activation.frame_rows) != u64::from(frames)
@@ -127,6 +142,25 @@ impl Activation {
         }
         Ok(Frame { checksum, length, encoding })
     }
+}
+
+/// Checks that each activation that is encoded given another comes after it, alone, and has the same rows in each frame:
+/// so they make chains, which end, and of which one frame has to be held to decode the next.
+fn check_below(activations: &[Activation]) -> Result<()> {
+    let mut taken = HashSet::new();
+    for (index, activation) in activations.iter().enumerate() {
+        let Some(below) = activation.below else { continue };
+        if !taken.insert(below) {
+            return Err(malformed(format!("`{}` is given an activation that another is given too", activation.point)));
+        }
+        let below = activations.get(below).filter(|_| below < index);
+        let alike =
+            below.is_some_and(|below| below.layout == activation.layout && below.frame_rows == activation.frame_rows);
+        if !alike {
+            return Err(malformed(format!("`{}` is given an activation that is not below it", activation.point)));
+        }
+    }
+    Ok(())
 }
 
 /// All of an entry but the bytes of its activations.
@@ -173,6 +207,7 @@ impl EntryHeader {
         if !ascending {
             return Err(malformed("activations are not in the order of their hook points, each once"));
         }
+        check_below(&activations)?;
         Ok(Self { document, token_ids, activations })
     }
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::{Held, Plan, Progress, check_distinct, look_up};
+use crate::codec::Pack;
 use crate::entry::{ContentId, ContentPoint, Document, content_id};
 use crate::error::{Error, Kind, Result};
-use crate::format::{Activation, malformed, size};
+use crate::format::{Activation, malformed};
 use crate::hook_point::HookPoint;
 use crate::manifest::OnConflict;
-use crate::reader::decode_frames;
+use crate::reader::{chains, decode_frames};
 use crate::store::{Store, Stored};
 use crate::tensor::{Layout, Tensor};
 
@@ -103,47 +104,73 @@ fn due(target: &Store, plan: &Plan, entry: &dyn Stored) -> Result<ContentId> {
     if chosen.len() == header.activations.len() && !converts {
         return Ok(entry.content_id());
     }
-    content_id_of(entry, &chosen, |index, layout| {
-        if !pack.converts(layout.dtype()) {
-            return Ok((layout.clone(), digest(entry, index)?));
-        }
-        let mut bytes = Vec::with_capacity(size(layout.bytes())?);
-        decode_frames(entry, index, |rows| bytes.extend_from_slice(rows))?;
-        let (packed, _) = pack.apply(Tensor::new(layout.clone(), bytes)?)?;
-        Ok((packed.layout().clone(), *blake3::hash(packed.bytes()).as_bytes()))
-    })
+    content_id_of(entry, &chosen, Some(pack))
 }
 
 /// The content id that the stored bytes of an entry decode to.
 fn decoded_content_id(entry: &dyn Stored) -> Result<ContentId> {
     let all: Vec<_> = (0..entry.header().activations.len()).collect();
-    content_id_of(entry, &all, |index, layout| Ok((layout.clone(), digest(entry, index)?)))
+    content_id_of(entry, &all, None)
 }
 
-fn digest(entry: &dyn Stored, index: usize) -> Result<[u8; 32]> {
-    let mut hasher = blake3::Hasher::new();
-    decode_frames(entry, index, |rows| {
-        hasher.update(rows);
-    })?;
-    Ok(*hasher.finalize().as_bytes())
-}
-
-/// The content id of an entry of which `activation` gives layouts and digests, several at once.
-fn content_id_of(
-    entry: &dyn Stored,
-    chosen: &[usize],
-    activation: impl Fn(usize, &Layout) -> Result<(Layout, [u8; 32])> + Sync,
-) -> Result<ContentId> {
+/// The content id of some of an entry's activations after packing, several at once.
+fn content_id_of(entry: &dyn Stored, chosen: &[usize], pack: Option<Pack>) -> Result<ContentId> {
     let header = entry.header();
-    let digests = chosen.par_iter().map(|&index| {
-        let stored = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
-        let (layout, digest) = activation(index, &stored.layout)?;
-        Ok((&stored.point, layout, digest))
+    let mut chains = chains(header);
+    // What is above the last of a chain that is wanted need not be decoded.
+    for chain in &mut chains {
+        chain.truncate(chain.iter().rposition(|index| chosen.contains(index)).map_or(0, |last| last + 1));
+    }
+    let digests = chains.par_iter().map(|chain| {
+        let mut digests = Vec::with_capacity(chain.len());
+        for index in chain {
+            let activation = header.activations.get(*index);
+            let activation = activation.ok_or_else(|| malformed("an entry has no such activation"))?;
+            digests.push(Digest::new(activation, pack));
+        }
+        decode_frames(entry, chain, |position, rows| {
+            if let Some(digest) = digests.get_mut(position) {
+                digest.add(rows);
+            }
+        })?;
+        let wanted = chain.iter().zip(digests).filter(|(index, _)| chosen.contains(index));
+        wanted.map(|(index, digest)| Ok((*index, digest.finish()?))).collect::<Result<Vec<_>>>()
     });
-    let digests: Vec<(&HookPoint, Layout, [u8; 32])> = digests.collect::<Result<_>>()?;
+    let mut digests = digests.collect::<Result<Vec<_>>>()?.concat();
+    digests.sort_by_key(|(index, _)| *index);
     let points: Vec<_> =
-        digests.iter().map(|(point, layout, digest)| ContentPoint { point, layout, digest: *digest }).collect();
+        digests.iter().map(|(_, (point, layout, digest))| ContentPoint { point, layout, digest: *digest }).collect();
     Ok(content_id(&header.document, header.token_ids.as_deref(), &points))
+}
+
+/// The digest of an activation in the making: of its rows as they come, or of all of them once they are packed.
+struct Digest<'a> {
+    activation: &'a Activation,
+    pack: Option<Pack>,
+    hasher: blake3::Hasher,
+    unpacked: Vec<u8>,
+}
+
+impl<'a> Digest<'a> {
+    fn new(activation: &'a Activation, pack: Option<Pack>) -> Self {
+        let pack = pack.filter(|pack| pack.converts(activation.layout.dtype()));
+        Self { activation, pack, hasher: blake3::Hasher::new(), unpacked: Vec::new() }
+    }
+
+    fn add(&mut self, rows: &[u8]) {
+        if self.pack.is_some() {
+            self.unpacked.extend_from_slice(rows);
+        } else {
+            self.hasher.update(rows);
+        }
+    }
+
+    fn finish(self) -> Result<(&'a HookPoint, Layout, [u8; 32])> {
+        let Self { activation: Activation { point, layout, .. }, pack, hasher, unpacked } = self;
+        let Some(pack) = pack else { return Ok((point, layout.clone(), *hasher.finalize().as_bytes())) };
+        let (packed, _) = pack.apply(Tensor::new(layout.clone(), unpacked)?)?;
+        Ok((point, packed.layout().clone(), *blake3::hash(packed.bytes()).as_bytes()))
+    }
 }
 
 /// The first field that two documents do not agree on; a key may get a number.

@@ -7,11 +7,12 @@ use rayon::prelude::*;
 use super::{Held, Plan, Progress, Summary, check_distinct, look_up};
 use crate::encode::{Draft, encode};
 use crate::error::{Error, Kind, Result};
+use crate::fitting::Coding;
 use crate::manifest::{OnConflict, Settings};
 use crate::reader::{Request, read, stored_frames};
 use crate::store::{EncodedEntry, Store, Stored};
 use crate::tensor::Tensor;
-use crate::writer::{Models, Writer, models_for};
+use crate::writer::{Writer, codings_for};
 
 /// A window holds about this share of the target's memory as it is read; encoded, it and the one before are held too.
 const WINDOW_SHARE: u64 = 8;
@@ -51,7 +52,7 @@ struct Transfer<'a> {
 /// An entry as it was read.
 enum Taken {
     Frames(EncodedEntry),
-    Draft(Draft, Models),
+    Draft(Draft, Vec<Coding>),
 }
 
 type Report<'a> = &'a mut dyn FnMut(&Progress) -> Result<()>;
@@ -149,7 +150,7 @@ impl Transfer<'_> {
     fn read(&self, entry: &Arc<dyn Stored>) -> Result<Taken> {
         let header = entry.header();
         if !self.is_copied(entry.as_ref()) {
-            return Ok(Taken::Draft(self.draft(entry)?, Models::default()));
+            return Ok(Taken::Draft(self.draft(entry)?, Vec::new()));
         }
         let frames = (0..header.activations.len()).into_par_iter();
         let chunks = frames.map(|index| stored_frames(entry.as_ref(), index)).collect::<Result<Vec<_>>>()?;
@@ -185,8 +186,8 @@ impl Transfer<'_> {
     fn fit(&self, taken: Taken) -> Result<Taken> {
         Ok(match taken {
             Taken::Draft(draft, _) => {
-                let models = models_for(self.target, &draft)?;
-                Taken::Draft(draft, models)
+                let codings = codings_for(self.target, &draft)?;
+                Taken::Draft(draft, codings)
             }
             frames @ Taken::Frames(_) => frames,
         })
@@ -194,11 +195,11 @@ impl Transfer<'_> {
 
     /// The entry for the target, and whether its frames are those of the source.
     fn encode(&self, taken: Taken, entry: &dyn Stored) -> Result<(EncodedEntry, bool)> {
-        let (draft, models) = match taken {
+        let (draft, codings) = match taken {
             Taken::Frames(copied) => return Ok((copied, true)),
-            Taken::Draft(draft, models) => (draft, models),
+            Taken::Draft(draft, codings) => (draft, codings),
         };
-        let mut encoded = encode(&self.settings(), draft, &models)?;
+        let mut encoded = encode(&self.settings(), draft, &codings)?;
         let stored = &entry.header().activations;
         let mut changed = encoded.header.activations.len() != stored.len();
         for activation in &mut encoded.header.activations {

@@ -12,7 +12,6 @@ pub mod shards;
 #[cfg(test)]
 mod contract;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,17 +19,13 @@ use std::sync::{Arc, Mutex, Weak};
 
 use self::backend::gone;
 pub use self::backend::{Backend, Committed, EncodedEntry, Operation, Stored};
-use crate::codec::{Codec, Model};
+use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, OsDisk};
-use crate::hook_point::HookPoint;
+use crate::fitting::Models;
 use crate::lock::lock;
 use crate::manifest::{Manifest, Settings};
 use crate::pool::Pool;
-use crate::tensor::Dtype;
-
-/// What a model is fitted for: one hook point, as packed, with so many values a row.
-pub type ModelKey = (HookPoint, Dtype, u64);
 
 type Create = fn(&Path, &Manifest, Arc<dyn Disk>) -> Result<Box<dyn Backend>>;
 type Open = fn(&Path, bool, Arc<dyn Disk>) -> Result<(Manifest, Box<dyn Backend>)>;
@@ -52,7 +47,7 @@ pub struct BackendSpec {
 pub const BACKENDS: &[BackendSpec] = &[shards::SPEC, lmdb::SPEC, json::SPEC, memory::SPEC];
 
 /// Codecs of backends that keep frames as they are encoded.
-const FRAME_CODECS: &[Codec] = &[Codec::Planes, Codec::Zstd, Codec::Raw];
+const FRAME_CODECS: &[Codec] = &[Codec::Planes, Codec::Archive, Codec::Zstd, Codec::Raw];
 
 impl BackendSpec {
     /// The backend called `name`.
@@ -79,7 +74,7 @@ pub struct Store {
     opened_by: u32,
     /// Held from looking for conflicts to the end of the commit, so that two writers cannot both find a key free.
     commit_lock: Mutex<()>,
-    models: Mutex<HashMap<ModelKey, Arc<Model>>>,
+    models: Mutex<Models>,
     sessions: Mutex<Vec<Weak<dyn Session>>>,
     pool: Pool,
 }
@@ -200,7 +195,7 @@ impl Store {
         &self.pool
     }
 
-    pub(crate) fn models(&self) -> &Mutex<HashMap<ModelKey, Arc<Model>>> {
+    pub(crate) fn models(&self) -> &Mutex<Models> {
         &self.models
     }
 

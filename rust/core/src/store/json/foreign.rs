@@ -102,6 +102,7 @@ fn read_point(file: &ReadFile, name: &str, range: Range<u64>) -> Result<Point> {
         nonfinite: 0,
         saturated: members.optional("saturated", COUNT)?.unwrap_or(0),
         model: None,
+        below: None,
         frames: Vec::new(),
     };
     let sums = read_rows(file, &activation, &text)?;

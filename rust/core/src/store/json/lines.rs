@@ -174,7 +174,10 @@ impl Row {
         let (nonfinite, saturated) = (self.nonfinite, self.saturated);
         let point = HookPoint::new(&self.point)?;
         let digest = unhex("blake3", &self.blake3)?;
-        Ok((Activation { point, layout, frame_rows: self.rows, nonfinite, saturated, model: None, frames }, digest))
+        Ok((
+            Activation { point, layout, frame_rows: self.rows, nonfinite, saturated, model: None, below: None, frames },
+            digest,
+        ))
     }
 }
 

@@ -1,0 +1,116 @@
+//! Times the codecs on real activations, one round at a time, so that `benches/codec.py` can let the rounds take turns
+//! with those of another program. Nothing is encoded or decoded before it is known to come back bit for bit.
+//!
+//! `codec_rounds FOLDER` takes a command a line and answers each with a line of JSON:
+//!
+//! | command | answer |
+//! |---|---|
+//! | `load GROUP DTYPE whole\|texts all\|residual THREADS KEYS` | bytes of the activations that are now worked on |
+//! | `codecs`, `kernels` | the names of what there is on this machine |
+//! | `sizes CODEC frames\|rows` | for each activation its bytes, raw and stored, frames, and those of its model |
+//! | `encode CODEC KERNEL reused\|fresh` | seconds |
+//! | `decode CODEC KERNEL reused\|fresh` | seconds |
+//! | `copy reused\|fresh` | seconds |
+//! | `read CODEC KERNEL frames\|rows plain\|checked COUNT SEED` | seconds for that many single rows in random order |
+//!
+//! `whole` takes each activation as one piece, `texts` each of its texts. `residual` leaves out what is no residual
+//! stream. Of a residual stream every KEYS-th layer, from 0, has no layer below. `frames` is the codec's own cut, `rows`
+//! a frame a row. `fresh` allocates the output of each piece inside the time, and frees it.
+
+mod calls;
+mod coding;
+mod data;
+mod work;
+
+use std::error::Error;
+use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
+
+use actstore::codec::{Codec, Kernel};
+use serde_json::{Value, json};
+
+use coding::Coding;
+use data::{Choice, Job};
+use work::Reader;
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> Outcome<()> {
+    let folder = std::env::args_os().nth(1).ok_or("codec_rounds FOLDER")?;
+    let mut bench = Bench { folder: PathBuf::from(folder), job: None, codings: Vec::new() };
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = bench.answer(&words).unwrap_or_else(|error| json!({ "error": format!("`{line}`: {error}") }));
+        let mut out = io::stdout().lock();
+        writeln!(out, "{answer}")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    folder: PathBuf,
+    job: Option<Job>,
+    codings: Vec<Coding>,
+}
+
+impl Bench {
+    fn answer(&mut self, words: &[&str]) -> Outcome<Value> {
+        match *words {
+            ["kernels"] => Ok(calls::kernels().map(Kernel::name).collect()),
+            ["codecs"] => Ok(Codec::ALL.iter().map(|codec| codec.name()).collect()),
+            ["load", group, dtype, cut, points, threads, keys] => {
+                let choice = Choice { group, dtype, texts: cut == "texts", residual: points == "residual" };
+                self.codings.clear();
+                let job = self.job.insert(Job::load(&self.folder, &choice, threads.parse()?, keys.parse()?)?);
+                Ok(json!(job.streams.iter().map(|stream| stream.bytes.len()).sum::<usize>()))
+            }
+            ["sizes", codec, cut] => {
+                let (job, coding) = self.coding(codec, cut)?;
+                coding.sizes(job)
+            }
+            ["encode", codec, kernel, buffers] => {
+                let (job, coding) = self.coding(codec, "frames")?;
+                job.timed(&mut coding.parts, |part| job.encode(&coding.scheme, find(kernel)?, part, buffers == "fresh"))
+            }
+            ["decode", codec, kernel, buffers] => {
+                let (job, coding) = self.coding(codec, "frames")?;
+                job.timed(&mut coding.parts, |part| job.decode(&coding.scheme, find(kernel)?, part, buffers == "fresh"))
+            }
+            ["copy", buffers] => {
+                let (job, coding) = self.coding("raw", "frames")?;
+                job.timed(&mut coding.parts, |part| job.copy(part, buffers == "fresh"))
+            }
+            ["read", codec, kernel, cut, check, count, seed] => {
+                let (job, coding) = self.coding(codec, cut)?;
+                let part = coding.parts.first().ok_or("no data")?;
+                let reader = Reader { scheme: &coding.scheme, kernel: find(kernel)?, part, check: check == "checked" };
+                job.read(&reader, &part.reads(count.parse()?, seed.parse()?)?)
+            }
+            _ => Err("no such command".into()),
+        }
+    }
+
+    /// The work, and its data in this codec: encoded, and checked, when first asked for.
+    fn coding(&mut self, codec: &str, cut: &str) -> Outcome<(&Job, &mut Coding)> {
+        let job = self.job.as_ref().ok_or("nothing is loaded")?;
+        let codec = Codec::ALL.iter().copied().find(|one| one.name() == codec).ok_or("no such codec")?;
+        let single = cut == "rows";
+        let known = self.codings.iter().position(|coding| (coding.scheme.codec, coding.single) == (codec, single));
+        let index = known.unwrap_or(self.codings.len());
+        if known.is_none() {
+            self.codings.push(Coding::new(job, codec, single)?);
+        }
+        Ok((job, self.codings.get_mut(index).ok_or("no such coding")?))
+    }
+}
+
+fn find(kernel: &str) -> Outcome<Kernel> {
+    let found = calls::kernels().find(|one| one.name() == kernel);
+    Ok(found.ok_or("this machine does not run such a kernel")?)
+}
+
+fn at<T>(items: &[T], index: usize) -> Outcome<&T> {
+    Ok(items.get(index).ok_or("an index beyond its list")?)
+}

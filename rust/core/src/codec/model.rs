@@ -1,0 +1,119 @@
+//! Models: what a codec learned from a sample of a hook point, and all of its frames share.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use super::{Encoding, archive, malformed, planes};
+use crate::error::{Error, Result};
+
+/// Names a model: the first 16 bytes of the BLAKE3 hash of its bytes.
+pub type ModelId = [u8; 16];
+
+/// How many times its sample a hook point is taken to hold, when what a model saves is held against its size.
+pub(super) const SAMPLE_SHARE: f64 = 16.0;
+
+/// What a codec learned. Its first byte is the code of the encoding that it is for.
+pub struct Model {
+    id: ModelId,
+    bytes: Vec<u8>,
+    /// Made when it is first used, or why it cannot be.
+    prepared: OnceLock<Result<Prepared>>,
+}
+
+/// A model as its encoding uses it.
+enum Prepared {
+    Planes(Box<planes::Coder>),
+    Archive(archive::Coder),
+}
+
+impl Model {
+    /// The model of these bytes. Whether they fit the rows of a frame is checked when it is decoded.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        let mut id = ModelId::default();
+        blake3::Hasher::new().update(&bytes).finalize_xof().fill(&mut id);
+        Self { id, bytes, prepared: OnceLock::new() }
+    }
+
+    /// The model that an encoding learned as `bytes`.
+    pub(super) fn of(encoding: Encoding, learned: &[u8]) -> Self {
+        Self::new([&[encoding.code()], learned].concat())
+    }
+
+    /// The name.
+    pub fn id(&self) -> ModelId {
+        self.id
+    }
+
+    /// The bytes, as they are stored.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The encoding that it is for.
+    pub fn encoding(&self) -> Option<Encoding> {
+        self.bytes.first().and_then(|&code| Encoding::from_code(code))
+    }
+
+    /// Whether frames that use it need the layer below.
+    pub fn is_given_below(&self) -> bool {
+        self.encoding() == Some(Encoding::Archive)
+    }
+
+    /// As the model of [`Encoding::Planes`] that it must be.
+    pub(super) fn planes(&self) -> Result<&planes::Coder> {
+        match self.prepared()? {
+            Prepared::Planes(coder) => Ok(coder),
+            Prepared::Archive(_) => Err(malformed("a model of another encoding")),
+        }
+    }
+
+    /// As the model of [`Encoding::Archive`] that it must be.
+    pub(super) fn archive(&self) -> Result<&archive::Coder> {
+        match self.prepared()? {
+            Prepared::Archive(coder) => Ok(coder),
+            Prepared::Planes(_) => Err(malformed("a model of another encoding")),
+        }
+    }
+
+    fn prepared(&self) -> Result<&Prepared> {
+        let learned = || self.bytes.get(1..).unwrap_or_default();
+        let prepared = self.prepared.get_or_init(|| match self.encoding() {
+            Some(Encoding::Planes) => planes::Coder::read(learned()).map(|coder| Prepared::Planes(Box::new(coder))),
+            Some(Encoding::Archive) => archive::Coder::read(learned()).map(Prepared::Archive),
+            _ => Err(malformed("a model of no encoding")),
+        });
+        prepared.as_ref().map_err(Error::clone)
+    }
+}
+
+/// A model, and what the sample that it was fitted to costs with it.
+#[derive(Debug)]
+pub struct Fitted {
+    /// The model.
+    pub model: Model,
+    /// Bits of the sample's values; those that stay as they are count too.
+    pub bits: u64,
+}
+
+impl Fitted {
+    /// Whether this saves its own size beside another that is smaller.
+    pub(super) fn pays_beside(&self, other: &Self) -> bool {
+        let saved = other.bits as f64 - self.bits as f64;
+        let more = self.model.bytes.len() as f64 - other.model.bytes.len() as f64;
+        saved * SAMPLE_SHARE > 8.0 * more
+    }
+}
+
+impl PartialEq for Model {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Model {}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Model({:032x}, {} bytes)", u128::from_be_bytes(self.id), self.bytes.len())
+    }
+}

@@ -1,0 +1,230 @@
+//! What `planes` learns of a hook point: a bias for each channel, or one for all, and a code of 16 classes.
+
+use std::sync::OnceLock;
+
+use super::super::classes::{CLASSES, Code, Table};
+use super::super::float::Float;
+use super::super::kernel::Kernel;
+use super::super::model::SAMPLE_SHARE;
+use super::super::prefix::{pack_lengths, unpack_lengths};
+use super::super::segments::{Piece, SEGMENT, Segments};
+use super::super::words::{Apart, ESCAPE, Parts, ZERO, classify, split};
+use super::super::{Encoding, Fitted, Model, Rows, malformed};
+use crate::error::Result;
+
+/// Fewest rows that a bias for each channel is learned from: below them a channel's mean follows its few values.
+const MIN_SAMPLE_ROWS: usize = 32;
+/// Codes that lose more than this part of all bits to an ideal one are not used.
+const WORTH: f64 = 64.0;
+/// Bytes of the code's lengths.
+const LENGTH_BYTES: usize = CLASSES / 2;
+/// Bytes of a coder with one bias.
+pub(super) const OWN_BYTES: usize = LENGTH_BYTES + 1;
+
+/// How often each symbol occurs, or each residual.
+type Histogram = [u64; 256];
+
+/// Biases and code, as encoding and decoding use them.
+#[derive(Clone)]
+pub(in super::super) struct Coder {
+    /// Of the channels of a period of segments; or all the same, for any segment.
+    biases: Vec<u8>,
+    /// Whether there is one bias for all channels.
+    is_uniform: bool,
+    row_values: usize,
+    pub(super) code: Code,
+    table: OnceLock<Table>,
+}
+
+impl Coder {
+    /// Reads lengths and one bias, or as many as a row has values.
+    pub(in super::super) fn read(bytes: &[u8]) -> Result<Self> {
+        let (lengths, biases) = bytes.split_at_checked(LENGTH_BYTES).ok_or_else(|| malformed("a code is cut short"))?;
+        let lengths = unpack_lengths(lengths).try_into().unwrap_or([0; CLASSES]);
+        let code = Code::new(lengths).ok_or_else(|| malformed("the lengths of a code do not make one"))?;
+        let is_uniform = biases.len() == 1;
+        let row_values = biases.len();
+        let biases = if is_uniform { biases.repeat(SEGMENT) } else { Segments::tile(row_values, biases) };
+        Ok(Self { biases, is_uniform, row_values, code, table: OnceLock::new() })
+    }
+
+    /// The coder that is best for these symbols among those with one bias, and its bytes; `None` where so few classes are
+    /// too few, by what they cost beside `kept_bits` a value that stay as they are.
+    pub(super) fn own(parts: Parts, symbols: &[u8], mids: &[u8]) -> Option<(Self, Vec<u8>)> {
+        let learned = Learned::uniform(&histogram(symbols.iter().copied()))?;
+        if learned.loses(parts, symbols, mids) {
+            return None;
+        }
+        let bytes = bytes_of(&learned, None);
+        Some((Self::read(&bytes).ok()?, bytes))
+    }
+
+    /// Whether it is for rows of so many values.
+    pub(super) fn fits(&self, row_values: usize) -> bool {
+        self.is_uniform || self.row_values == row_values
+    }
+
+    /// Channels that have a bias of their own.
+    pub(super) fn channels(&self) -> usize {
+        self.row_values
+    }
+
+    /// The biases of a segment whose channels begin with this one of a period.
+    pub(super) fn biases(&self, channel: usize) -> &[u8] {
+        let first = if self.is_uniform { 0 } else { channel };
+        self.biases.get(first..).unwrap_or_default()
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        self.table.get_or_init(|| Table::new(&self.code))
+    }
+}
+
+/// A window of classes, the code for it, and what both cost.
+struct Learned {
+    start: u8,
+    code: Code,
+    bits: u64,
+}
+
+impl Learned {
+    /// Of symbols, or of residuals, that occur so often; `zeros` of them have symbol 0.
+    fn of(histogram: &Histogram, zeros: u64) -> Option<Self> {
+        let at = |index: usize| histogram.get(index % histogram.len()).copied().unwrap_or(0);
+        let within = |start: usize| (0..usize::from(ZERO)).map(|class| at(start + class)).sum::<u64>();
+        // The first of the best: `max_by_key` would take the last.
+        let start = (0..histogram.len()).rev().max_by_key(|&start| within(start))?;
+        let mut counts = [0; CLASSES];
+        for (class, count) in counts.iter_mut().take(usize::from(ZERO)).enumerate() {
+            *count = at(start + class);
+        }
+        let escapes = histogram.iter().sum::<u64>() - within(start);
+        for (class, count) in [(ZERO, zeros), (ESCAPE, escapes)] {
+            if let Some(place) = counts.get_mut(usize::from(class)) {
+                *place = count;
+            }
+        }
+        let code = Code::fit(&counts)?;
+        let bits = code.bits(&counts) + 8 * escapes;
+        Some(Self { start: u8::try_from(start).unwrap_or(0), code, bits })
+    }
+
+    /// Whether the highest bytes of values would be much smaller with an ideal code of them all.
+    fn loses(&self, parts: Parts, symbols: &[u8], mids: &[u8]) -> bool {
+        let ideal = if parts.mid == 0 {
+            entropy_bits(&histogram(symbols.iter().copied()))
+        } else {
+            let tops = symbols.iter().zip(mids).map(|(symbol, mid)| symbol << parts.mid | mid);
+            entropy_bits(&histogram(tops))
+        };
+        let values = symbols.len() as u64;
+        let lost = (self.bits + u64::from(parts.mid) * values) as f64 - ideal;
+        lost * WORTH > (self.bits + parts.kept_bits() * values) as f64
+    }
+
+    fn uniform(symbols: &Histogram) -> Option<Self> {
+        let mut symbols = *symbols;
+        let [zeros, ..] = &mut symbols;
+        let zeros = std::mem::take(zeros);
+        Self::of(&symbols, zeros)
+    }
+}
+
+fn bytes_of(learned: &Learned, means: Option<&[u8]>) -> Vec<u8> {
+    let mut bytes = pack_lengths(&learned.code.lengths);
+    bytes.extend(means.unwrap_or(&[0]).iter().map(|mean| mean.wrapping_add(learned.start)));
+    bytes
+}
+
+fn histogram(bytes: impl Iterator<Item = u8>) -> Histogram {
+    let mut counts = [0; 256];
+    for byte in bytes {
+        if let Some(count) = counts.get_mut(usize::from(byte)) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// Bits of an ideal code for symbols that occur so often.
+fn entropy_bits(histogram: &Histogram) -> f64 {
+    let total = histogram.iter().sum::<u64>() as f64;
+    let occurring = histogram.iter().filter(|&&count| count > 0).map(|&count| count as f64);
+    occurring.map(|count| count * (total / count).log2()).sum()
+}
+
+/// The best coder for a sample of whole rows: with a bias for each channel where that pays. `None` where 16 classes are
+/// too few.
+pub(in super::super) fn fit(sample: Rows<'_>) -> Option<Fitted> {
+    let parts = Parts::of(sample.dtype)?;
+    let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
+    let (symbols, mids) = parts_of(parts, sample.bytes);
+    let uniform = Learned::uniform(&histogram(symbols.iter().copied()))?;
+    let means = means(Float::of(sample.dtype)?, parts, channels, &symbols);
+    let mut residuals = [0; 256];
+    let mut zeros = 0;
+    for row in symbols.chunks_exact(channels) {
+        for (&symbol, &mean) in row.iter().zip(&means) {
+            match residuals.get_mut(usize::from(symbol.wrapping_sub(mean))) {
+                Some(count) if symbol != 0 => *count += 1,
+                _ => zeros += 1,
+            }
+        }
+    }
+    let each = Learned::of(&residuals, zeros)?;
+    let saved_bytes = (uniform.bits as f64 - each.bits as f64) / 8.0;
+    let enough = symbols.len() / channels >= MIN_SAMPLE_ROWS;
+    let (best, means) = if enough && saved_bytes * SAMPLE_SHARE > channels as f64 {
+        (each, Some(means.as_slice()))
+    } else {
+        (uniform, None)
+    };
+    let bits = best.bits + parts.kept_bits() * symbols.len() as u64;
+    let model = Model::of(Encoding::Planes, &bytes_of(&best, means));
+    (!best.loses(parts, &symbols, &mids)).then_some(Fitted { model, bits })
+}
+
+/// Bits of a sample's symbols with a coder that was fitted to another.
+pub(in super::super) fn bits(sample: Rows<'_>, coder: &Coder) -> Option<u64> {
+    let parts = Parts::of(sample.dtype)?;
+    let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
+    let (symbols, _) = parts_of(parts, sample.bytes);
+    let segments = Segments::new(symbols.len(), channels);
+    let mut classes = [0; SEGMENT];
+    let mut counts = [0; CLASSES];
+    for Piece { values, channel } in segments.pieces(0..segments.count()) {
+        let symbols = symbols.get(values)?;
+        let classes = classes.get_mut(..symbols.len())?;
+        classify(Kernel::detect(), symbols, coder.biases(channel), classes);
+        for &class in &*classes {
+            *counts.get_mut(usize::from(class))? += 1;
+        }
+    }
+    let [.., escapes] = counts;
+    Some(coder.code.bits(&counts) + 8 * escapes + parts.kept_bits() * symbols.len() as u64)
+}
+
+/// Symbols and mid bits.
+fn parts_of(parts: Parts, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let values = bytes.len() / parts.width;
+    let (mut symbols, mut mids, mut lows) = (vec![0; values], vec![0; values], vec![0; values * parts.lows()]);
+    let mut apart = Apart { symbols: &mut symbols, mids: &mut mids, lows: &mut lows, stride: values };
+    split(Kernel::detect(), parts, bytes, &mut apart);
+    (symbols, mids)
+}
+
+/// The rounded mean symbol of each channel, of what is finite and not zero.
+fn means(float: Float, parts: Parts, channels: usize, symbols: &[u8]) -> Vec<u8> {
+    let nonfinite = u8::MAX >> parts.mid;
+    let mut sums = vec![(0_u64, 0_u64); channels];
+    for row in symbols.chunks_exact(channels) {
+        for (&symbol, (sum, count)) in row.iter().zip(&mut sums) {
+            if symbol != 0 && !(float.has_infinity && symbol == nonfinite) {
+                *sum += u64::from(symbol);
+                *count += 1;
+            }
+        }
+    }
+    let mean = |(sum, count): (u64, u64)| u8::try_from((2 * sum + count) / (2 * count).max(1)).unwrap_or(u8::MAX);
+    sums.into_iter().map(mean).collect()
+}

@@ -1,0 +1,10 @@
+//! Any bytes as a frame of `planes`.
+
+#![no_main]
+
+use actstore_fuzz::inputs;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    inputs::planes_decode(data);
+});

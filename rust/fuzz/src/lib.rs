@@ -1,0 +1,3 @@
+//! Fuzzing of the codecs. `make fuzz` runs every target; tests run the kept corpus.
+
+pub mod inputs;
