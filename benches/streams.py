@@ -5,8 +5,9 @@ causal model and all texts from this repository. The states are computed, never 
 
     streams.py [FOLDER]    (default: target/bench-streams)
 
-`index.json` has one record for each activation: `name`, `group`, `point`, `layer` (its place in a residual stream, or
-null), `dtype`, `rows`, `row_values`, `file`, `sha256`, and `entries`, the rows of each text in order.
+`index.json` has one record for each activation: `name`, `group`, `point`, `chain` (what it is in every layer, or null),
+`layer` (its place in that chain), `dtype`, `rows`, `row_values`, `file`, `sha256`, and `entries`, the rows of each text
+in order. `texts` has the token ids of MiniLM's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CHUNK_WORDS = 110
 """Words that paragraphs of the licence are joined to, at least."""
 LICENCE_TOKENS = 1700
 """Tokens of them that come from the licence; the rest are questions."""
+RESIDUAL = "residual"
+"""The chain of a residual stream, which begins with the embedding."""
 WIDE = 4096
 """Values in a row of the wide stream."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -42,11 +45,18 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.records: list[dict[str, Any]] = []
+        self.texts: list[list[int]] = []
 
     def add(
-        self, group: str, point: str, values: torch.Tensor, entries: list[int], dtype: str, layer: int | None = None
+        self,
+        group: str,
+        point: str,
+        values: torch.Tensor,
+        entries: list[int],
+        dtype: str,
+        place: tuple[str, int] | None = None,
     ) -> None:
-        """Store the rows of `values`, the first axis, as `dtype`."""
+        """Store the rows of `values`, the first axis, as `dtype`; `place` is its chain and the layer in it."""
         raw = to_bytes(values, dtype)
         name = f"{group}.{point}.{dtype}"
         (self.path / f"{name}.raw").write_bytes(raw)
@@ -55,7 +65,8 @@ class Folder:
                 "name": name,
                 "group": group,
                 "point": point,
-                "layer": layer,
+                "chain": place[0] if place else None,
+                "layer": place[1] if place else None,
                 "dtype": dtype,
                 "rows": values.shape[0],
                 "row_values": values[0].numel(),
@@ -67,7 +78,7 @@ class Folder:
 
     def close(self, notes: dict[str, str]) -> None:
         versions = {"torch": torch.__version__, "numpy": np.__version__}
-        document = {"notes": notes, "versions": versions, "streams": self.records}
+        document = {"notes": notes, "versions": versions, "streams": self.records, "texts": self.texts}
         (self.path / "index.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
@@ -117,11 +128,12 @@ def minilm(folder: Folder) -> None:
     ).eval()
     ids = texts(tokenizer)
     outputs = [model(torch.tensor([row]), output_hidden_states=True, output_attentions=True) for row in ids]
+    folder.texts = ids
     entries = [len(row) for row in ids]
     states = [torch.cat([output.hidden_states[layer][0] for output in outputs]) for layer in range(7)]
     for dtype in DTYPES:
         for layer, state in enumerate(states):
-            folder.add("minilm", f"hidden_{layer}", state, entries, dtype, layer)
+            folder.add("minilm", f"hidden_{layer}", state, entries, dtype, (RESIDUAL, layer))
     folder.add("minilm-wide", "hidden_side_by_side", wide(states), entries, "bfloat16")
     for text in [n for n, length in enumerate(entries) if length >= 64][:3]:
         for layer in (0, 3, 5):
@@ -147,8 +159,11 @@ def embedded(folder: Folder) -> None:
     states = seen(model, [tokenizer(question.prompt(tokenizer))["input_ids"] for question in demo.questions()])
     for point, rows in states.items():
         name, _, number = point.rpartition(".")
-        layer = int(number) + 1 if name == "resid_post" else 0 if point == "embed" else None
-        folder.add("embedded", point, torch.cat(rows), [len(row) for row in rows], "bfloat16", layer)
+        if name == "resid_post" or point == "embed":
+            place = (RESIDUAL, int(number) + 1 if name else 0)
+        else:
+            place = (name, int(number)) if name else None
+        folder.add("embedded", point, torch.cat(rows), [len(row) for row in rows], "bfloat16", place)
 
 
 def seen(model: Any, ids: list[list[int]]) -> dict[str, list[torch.Tensor]]:

@@ -428,7 +428,7 @@ def files_of(store: Path) -> list[Path]:
 
 @pytest.mark.filterwarnings("ignore:.* is damaged:UserWarning")
 @pytest.mark.parametrize(("backend", "codec"), [choice for choice in CHOICES if choice[0] in ON_DISK])
-def test_a_damaged_byte_never_gives_wrong_values(backend: str, codec: dict[str, str], tmp_path: Path) -> None:
+def test_a_damaged_byte_never_gives_wrong_values(backend: str, codec: dict[str, Any], tmp_path: Path) -> None:
     """One flipped bit anywhere is an error that names what is lost, or has no effect; other entries still read."""
     expected = {f"key {index}": np.random.default_rng(index).standard_normal((6, 32)) for index in range(6)}
     with actstore.create(tmp_path / "s", backend, **codec) as store:

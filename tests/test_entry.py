@@ -36,7 +36,7 @@ def activations(draw: st.DrawFn) -> np.ndarray:
 @given(array=activations(), choice=st.sampled_from(CHOICES))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 def test_any_activation_comes_back_bit_for_bit(
-    array: np.ndarray, choice: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+    array: np.ndarray, choice: tuple[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     backend, codec = choice
     path = None if backend == "memory" else tmp_path_factory.mktemp("store") / "s"

@@ -33,6 +33,7 @@ from independent_reader import (
     Unsupported,
     align,
     crc32c,
+    decode_archive,
     decode_frame,
     read_log,
     read_manifest,
@@ -279,8 +280,9 @@ def test_layers_given_the_layer_below(dtype: str, tmp_path: Path) -> None:
 def test_layers_of_every_width(dtype: str, tmp_path: Path) -> None:
     for width in WIDTHS:
         expected = {f"{less} less": layers(dtype, [0, 2, 3], 33 - less, width, less) for less in (0, 7)}
+        met = put_archive(tmp_path / f"{width}", expected)
         # A model does not pay for three channels.
-        assert width == 3 or "archive" in put_archive(tmp_path / f"{width}", expected), width
+        assert width == 3 or "archive" in met, width
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -1057,27 +1059,35 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Arrays]:
     return path, arrays
 
 
+def behind_name(payload: bytearray, number: int, distance: int) -> int:
+    return after(payload, f"blocks.{number}.hook_resid_post".encode(), distance)
+
+
 def of_block(number: int, at: int, old: int, new: int) -> Change:
     """Changes a byte behind the three numbers of an activation, where its model, and what is below it, stand."""
 
     def change(kind: int, _: int, payload: bytearray) -> None:
         if kind == ENTRY:
-            place = after(payload, f"blocks.{number}.hook_resid_post".encode(), 2 * 8 + 3 * 8 + at)
+            place = behind_name(payload, number, MODEL_BYTE + at)
             assert payload[place] == old
             payload[place] = new
 
     return change
 
 
-def first_extent(number: int) -> Change:
-    def change(kind: int, _: int, payload: bytearray) -> None:
-        if kind == ENTRY:
-            payload[after(payload, f"blocks.{number}.hook_resid_post".encode(), 0)] -= 1
-
-    return change
+def other_shape_below(kind: int, _: int, payload: bytearray) -> None:
+    if kind == ENTRY:
+        payload[behind_name(payload, 0, 0)] -= 1
 
 
-BELOW = 1 + 16
+def model_for_planes(kind: int, _: int, payload: bytearray) -> None:
+    if kind == ENTRY:
+        first, second = (behind_name(payload, number, MODEL_BYTE) for number in (0, 1))
+        assert (payload[first], payload[second]) == (1, 2)
+        payload[second + 1 : second + 17] = payload[first + 1 : first + 17]
+
+
+MODEL_BYTE, BELOW = 2 * 8 + 3 * 8, 1 + 16
 WRONG_CHAINS: dict[str, Change] = {
     "no activation below": of_block(1, 0, 2, 1),
     "an unknown way": of_block(1, 0, 2, 3),
@@ -1085,8 +1095,8 @@ WRONG_CHAINS: dict[str, Change] = {
     "one after it": of_block(1, BELOW, 0, 2),
     "none": of_block(2, BELOW, 1, 3),
     "one that is below another": of_block(2, BELOW, 1, 0),
-    "another model": of_block(2, 1, -1, 0),
-    "another shape": first_extent(0),
+    "a model for planes": model_for_planes,
+    "another shape": other_shape_below,
 }
 
 
@@ -1098,8 +1108,35 @@ def test_what_is_not_below(change: Change, chain: tuple[Path, Arrays], tmp_path:
     forge(tmp_path / "s" / SHARD, change)
     with pytest.raises(Damaged):
         read_store(tmp_path / "s")
-    with actstore.open(tmp_path / "s") as store, pytest.raises(ActstoreError, match="damaged"):
+    with actstore.open(tmp_path / "s") as store, pytest.raises(CorruptError):
         _ = [store["k"][name] for name in chain[1]]
+
+
+@pytest.mark.parametrize("flag", [1, 8, 16, 128])
+def test_flags_of_archive_that_are_not_named(
+    flag: int, chain: tuple[Path, Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bytes] = []
+
+    def kept(stored: bytes, below: bytes, activation: Activation) -> bytes:
+        found.append(stored)
+        return decode_archive(stored, below, activation)
+
+    def change(kind: int, _: int, payload: bytearray) -> None:
+        new = bytes([found[0][0] | flag]) + found[0][1:]
+        pairs = {DATA: (found[0], new), ENTRY: (sum_of(found[0]), sum_of(new))}
+        if kind in pairs:
+            payload[:] = payload.replace(*pairs[kind])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(independent_reader, "decode_archive", kept)
+        read_store(chain[0])
+    shutil.copytree(chain[0], tmp_path / "s")
+    forge(tmp_path / "s" / SHARD, change)
+    with pytest.raises(Damaged):
+        read_store(tmp_path / "s")
+    with actstore.open(tmp_path / "s") as store, pytest.raises(CorruptError):
+        _ = store["k"]["blocks.1.hook_resid_post"]
 
 
 # The text

@@ -63,7 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
         choice=st.sampled_from(CHOICES),
         on_conflict=st.sampled_from(["error", "skip", "replace", "number"]),
     )
-    def create(self, choice: tuple[str, dict[str, str]], on_conflict: str) -> None:
+    def create(self, choice: tuple[str, dict[str, Any]], on_conflict: str) -> None:
         backend, codec = choice
         path = None if backend == "memory" else self.directory / "store"
         self.store = actstore.create(path, backend, on_conflict=on_conflict, **codec)

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["open_existing", "open_or_create", "require"]
 
 
-def open_or_create(
-    path: str | os.PathLike[str], options: Mapping[str, Any], memory: int | str = "1 GiB"
-) -> Store:
+def open_or_create(path: str | os.PathLike[str], options: Mapping[str, Any], memory: int | str = "1 GiB") -> Store:
     """The store at `path`, writable, or a new one with these `options` of `create`; None asks for nothing.
 
     Errors: `invalid_option` where it exists with other options, and those of `open` and `create`.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import models
 import pytest
@@ -318,7 +318,11 @@ def test_other_settings_than_the_store_has(llama: Any, tmp_path: Path, option: s
     enter()
     enter(codec="raw", overflow="keep", on_conflict="skip", durability="interval")
     with actstore.open(path, "a") as store:
-        refused(InvalidInputError, "invalid_option", actstore.capture(llama, store=store, **{option: value}).__enter__)
+        refused(
+            InvalidInputError,
+            "invalid_option",
+            actstore.capture(llama, store=store, **cast("dict[str, Any]", {option: value})).__enter__,
+        )
 
 
 def test_options_that_do_not_exist(llama: Any, tmp_path: Path) -> None:
@@ -330,7 +334,7 @@ def test_options_that_do_not_exist(llama: Any, tmp_path: Path) -> None:
         {"memory": "much"},
     ):
 
-        def enter(options: dict[str, str] = options) -> None:
+        def enter(options: dict[str, Any] = options) -> None:
             with actstore.capture(llama, store=tmp_path / "acts", **options):
                 pass
 

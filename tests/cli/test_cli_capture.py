@@ -258,3 +258,20 @@ def test_a_store_of_another_backend(
         assert run("capture", "demo", prompts, "--store", tmp_path / "out", *options).exit_code == 0
     with actstore.open(tmp_path / "out") as store:
         assert (store.backend, store.settings[option], len(store)) == (backend, codec, 3)
+
+
+def test_an_archive_and_its_key_layers(run: Run, prompts: Path, tmp_path: Path) -> None:
+    every = ("--points", "embed,resid_post", "--max-new-tokens", 16, "--codec", "archive", "--key-distance", 3)
+    result = run("capture", "demo", prompts, "--store", tmp_path / "out", *every)
+    assert result.exit_code == 0, result.stderr
+    shown = run("info", tmp_path / "out").stdout
+    assert "archive, a key layer every 3, dtype as captured" in shown
+    refused = run("capture", "demo", prompts, "--store", tmp_path / "out", "--codec", "archive", "--key-distance", 4)
+    assert refused.exit_code != 0
+    assert "`key_distance` is `4`, but the store" in refused.stderr
+    target = tmp_path / "migrated"
+    options = ("--source", tmp_path / "out", "--target", target, "--codec", "archive", "--key-distance", 5, "--verify")
+    migrated = run("migrate", "shards", "lmdb", *options)
+    assert migrated.exit_code == 0, migrated.stderr
+    assert ", 3 verified" in migrated.stdout
+    assert "a key layer every 5" in run("info", target).stdout

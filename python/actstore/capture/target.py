@@ -33,7 +33,8 @@ class Target:
             require(self._place, self._options)
             return self._place
         if self._place is None:
-            return stores.create(None, memory=self.memory, **{"backend": "memory", **self._options})
+            options: dict[str, Any] = {"backend": "memory", **self._options}
+            return stores.create(None, memory=self.memory, **options)
         return open_or_create(self._place, self._options, self.memory)
 
     def settle(self, store: Store) -> Store:

@@ -48,7 +48,9 @@ def capture(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most, greedily.")] = 64,
     backend: Annotated[str | None, typer.Option(help="Of a new store: `shards` (default), `lmdb` or `json`.")] = None,
     codec: Annotated[str | None, typer.Option(help="`planes` (default), `archive`, `zstd` or `raw`.")] = None,
-    key_distance: Annotated[int | None, typer.Option(help="Of `archive`: layers from key to key, 8 by default.")] = None,
+    key_distance: Annotated[
+        int | None, typer.Option(help="Of `archive`: layers from key to key, 8 by default.")
+    ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of a `json` store: `text` (default) or `base64`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
     model_revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,

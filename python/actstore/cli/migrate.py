@@ -36,7 +36,9 @@ def migrate(
     source: Annotated[Path, typer.Option(help="The store to read.")],
     target: Annotated[Path, typer.Option(help="The store to write; created, or gone on with.")],
     codec: Annotated[str | None, typer.Option(help="Of a new target, such as `archive`; else the source's.")] = None,
-    key_distance: Annotated[int | None, typer.Option(help="Of `archive`: layers from key to key, 8 by default.")] = None,
+    key_distance: Annotated[
+        int | None, typer.Option(help="Of `archive`: layers from key to key, 8 by default.")
+    ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of a new `json` target: `text` or `base64`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="`float16` or `bfloat16` to pack to.")] = None,
     overflow: Annotated[str | None, typer.Option(help="Of values beyond it: `error`, `saturate`, `keep`.")] = None,

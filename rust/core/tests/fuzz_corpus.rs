@@ -1,7 +1,7 @@
 //! What fuzzing found worth keeping, through the functions that are fuzzed.
 
 #[path = "../../fuzz/src/inputs.rs"]
-mod inputs;
+pub mod inputs;
 
 use std::path::Path;
 

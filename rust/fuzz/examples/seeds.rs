@@ -86,7 +86,7 @@ fn frame(encoding: Encoding, rows: Rows<'_>, count: u16, fitted: Option<&Fitted>
 fn values(rows: Rows<'_>, count: u16, [how, kind, noise]: [u8; 3], pattern: usize) -> Option<Vec<u8>> {
     let mut input = vec![how, rows.dtype.code()];
     input.extend(short(usize::try_from(rows.row_values).ok()?));
-    input.extend(short(usize::from(count) * 8));
+    input.extend(short(if noise == 0x7F { usize::from(u16::MAX) } else { usize::from(count) }));
     input.extend([0, 0, 4, 0, 1, 0, 9, 0, noise, noise >> 5, kind]);
     input.extend(part(rows.bytes.get(..200).unwrap_or(rows.bytes)));
     input.extend(part(rows.below?.get(..pattern)?));

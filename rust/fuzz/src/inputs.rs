@@ -80,6 +80,10 @@ fn kernels() -> [Kernel; 2] {
     [Kernel::PORTABLE, Kernel::detect()]
 }
 
+fn whole(rows: u64) -> Vec<Range<u64>> {
+    iter::once(0..rows).collect()
+}
+
 /// Two ranges of the rows of a frame that it can be decoded by.
 fn ranges_of(frame: &Coded<'_>, cuts: [u64; 4]) -> Vec<Range<u64>> {
     let step = frame.step().unwrap_or(1).max(1);
@@ -90,18 +94,25 @@ fn ranges_of(frame: &Coded<'_>, cuts: [u64; 4]) -> Vec<Range<u64>> {
     vec![a.min(b)..a.max(b), c.min(d)..c.max(d)]
 }
 
-/// Bytes of so many values, a pattern again and again; bits that a mask has, of the highest byte or of the others, are
+/// Bytes of so many values, a pattern again and again; bits that the masks have, of any byte or of the highest, are
 /// changed by noise, so that a few bytes make frames which do not just repeat themselves.
 fn fill(pattern: &[u8], width: usize, bytes: usize, [low, high]: [u8; 2]) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let pattern = if pattern.is_empty() { &[0] } else { pattern };
-    let of_pattern = pattern.iter().copied().cycle().take(bytes).enumerate();
-    let changed = of_pattern.map(|(at, byte)| {
+    let mut filled = pattern.repeat(bytes.div_ceil(pattern.len()));
+    filled.truncate(bytes);
+    if low | high == 0 {
+        return filled;
+    }
+    for value in filled.chunks_mut(width) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let [noise, ..] = state.to_be_bytes();
-        byte ^ noise & if at % width == width - 1 { high } else { low }
-    });
-    changed.collect()
+        let noise = (state ^ state >> 32).to_le_bytes();
+        value.iter_mut().zip(noise).for_each(|(byte, noise)| *byte ^= noise & low);
+        if let (Some(byte), [.., noise]) = (value.last_mut(), noise) {
+            *byte ^= noise & high;
+        }
+    }
+    filled
 }
 
 /// Lengths of a complete code of some symbols, the last one among them: one leaf after the other is split in two.
@@ -119,8 +130,13 @@ fn lengths(symbols: usize, longest: u8, choices: impl Iterator<Item = u8>) -> Ve
         let length = leaf.1;
         leaves.push((symbol, length));
     }
-    let length_of = |symbol| leaves.iter().find(|leaf| leaf.0 == symbol).map_or(0, |leaf| leaf.1);
-    (0..symbols).map(length_of).collect()
+    let mut lengths = vec![0; symbols];
+    for (symbol, length) in leaves {
+        if let Some(place) = lengths.get_mut(symbol) {
+            *place = length;
+        }
+    }
+    lengths
 }
 
 fn pack(lengths: &[u8]) -> impl Iterator<Item = u8> {
@@ -183,7 +199,7 @@ fn decode(encoding: Encoding, mut input: Input<'_>) -> bool {
     let frame = Coded { encoding, stored, dtype, row_values, rows, model: model.as_ref(), below: None };
     let [a, b, c, d] = cuts;
     let ranges = match how & 3 {
-        0 => vec![0..rows],
+        0 => whole(rows),
         1 => vec![a..b, c..d],
         _ => ranges_of(&frame, cuts),
     };
@@ -217,7 +233,10 @@ fn round_trip(codec: Codec, mut input: Input<'_>) -> bool {
     let row_values = u64::from(input.short());
     let width = dtype.size();
     let row_bytes = row_values * width as u64;
-    let rows = u64::from(input.short()).min(MOST_BYTES / row_bytes.max(1));
+    let rows = u64::from(input.short());
+    // Small frames are sooner done; only long ones are decoded in several groups of segments.
+    let most = if rows < 0x8000 { MOST_BYTES / 8 } else { MOST_BYTES };
+    let rows = rows.min(most / row_bytes.max(1));
     let (cuts, noise) = (input.cuts(), [input.byte(), input.byte()]);
     let (kind, part, below) = (input.byte(), input.part(), input.part());
     let len = usize::try_from(rows * row_bytes).unwrap_or(0);
@@ -249,13 +268,13 @@ fn round_trip(codec: Codec, mut input: Input<'_>) -> bool {
     assert!(portable == detected, "kernels encode differently");
     let (encoding, stored) = portable;
     assert!(stored.len() <= bytes.len(), "{} bytes grew to {}", bytes.len(), stored.len());
-    assert!(encoding != Encoding::Archive || is_given && codec == Codec::Archive);
+    assert!(encoding != Encoding::Archive || is_given);
     if !is_whole {
         assert!(matches!(encoding, Encoding::Stored | Encoding::Zstd));
         return false;
     }
     let frame = Coded { encoding, stored: &stored, dtype, row_values, rows, model, below };
-    for ranges in [vec![0..rows], ranges_of(&frame, cuts)] {
+    for ranges in [whole(rows), ranges_of(&frame, cuts)] {
         let expected = rows_of(&bytes, row_bytes, &ranges);
         let below = below.map(|below| rows_of(below, row_bytes, &ranges));
         let frame = Coded { below: below.as_deref(), ..frame };
@@ -281,5 +300,5 @@ fn fitted(codec: Codec, all: Rows<'_>, rows: u64) -> Option<Model> {
 
 fn rows_of(bytes: &[u8], row_bytes: u64, ranges: &[Range<u64>]) -> Vec<u8> {
     let at = |row: u64| usize::try_from(row * row_bytes).unwrap_or(usize::MAX);
-    ranges.iter().filter_map(|range| bytes.get(at(range.start)..at(range.end))).flatten().copied().collect()
+    ranges.iter().filter_map(|range| bytes.get(at(range.start)..at(range.end))).collect::<Vec<_>>().concat()
 }

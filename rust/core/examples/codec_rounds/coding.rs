@@ -2,41 +2,62 @@
 
 use std::ops::Range;
 
-use actstore::codec::{Codec, Coded, Encoding, Kernel, Model};
+use actstore::codec::{Codec, Coded, Encoding, Kernel, Model, Rows};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::calls;
 use crate::data::{Job, Piece, Stream};
-use crate::{Outcome, at};
+use crate::{Outcome, at, kernels};
 
-/// Most bytes of the sample of a model, as the writer takes them.
-const SAMPLE_BYTES: usize = 1 << 20;
-/// Fewest rows of it.
-const SAMPLE_ROWS: usize = 32;
+/// Bytes of the sample of a model, if its rows are as many as these: as a store has them.
+const SAMPLE_BYTES: usize = 256 << 10;
+const MIN_SAMPLE_ROWS: usize = 32;
+const MAX_SAMPLE_ROWS: usize = 256;
 
-/// A codec, and for each stream the rows of a frame and what was learned.
+/// A codec, and how it codes each stream.
 pub(crate) struct Scheme {
     pub(crate) codec: Codec,
-    pub(crate) streams: Vec<(usize, Option<Model>)>,
+    pub(crate) plans: Vec<Plan>,
+}
+
+/// How a stream is coded.
+pub(crate) struct Plan {
+    pub(crate) frame_rows: usize,
+    pub(crate) model: Option<Model>,
+    /// Layers below that it needs.
+    pub(crate) depth: u64,
+}
+
+impl Plan {
+    pub(crate) fn looks_below(&self) -> bool {
+        self.depth > 0
+    }
 }
 
 impl Scheme {
-    fn new(job: &Job, codec: Codec, single: bool) -> Outcome<Self> {
-        let fit = |(index, stream): (usize, &Stream)| {
-            let frame_rows = if single { 1 } else { usize::try_from(codec.frame_rows(stream.row_bytes as u64))? };
-            let first = stream.cuts.iter().find(|cut| cut.len() >= SAMPLE_ROWS).or(stream.cuts.first());
-            let first = first.ok_or("a stream without rows")?;
-            let sample = first.start..first.end.min(first.start + (SAMPLE_BYTES / stream.row_bytes.max(1)).max(1));
-            Ok((frame_rows, calls::fit(codec, &job.rows(codec, index, &sample)?)))
-        };
-        Ok(Self { codec, streams: job.streams.iter().enumerate().map(fit).collect::<Outcome<_>>()? })
+    /// Layers are given the layer below as a store has it: where the model that was fitted needs it, and the distance to
+    /// a key layer allows it.
+    fn new(job: &Job, codec: Codec) -> Outcome<Self> {
+        let mut plans: Vec<Plan> = Vec::new();
+        for (index, stream) in job.streams.iter().enumerate() {
+            let depth = plans.last().map_or(0, |plan| plan.depth + 1);
+            let model = fit(job, codec, index, stream.follows && codec == Codec::Archive && depth < job.keys)?;
+            let depth = if model.as_ref().is_some_and(Model::is_given_below) { depth } else { 0 };
+            plans.push(Plan { frame_rows: usize::try_from(codec.frame_rows(stream.row_bytes as u64))?, model, depth });
+        }
+        Ok(Self { codec, plans })
     }
 
-    pub(crate) fn looks_below(&self, stream: &Stream) -> bool {
-        stream.chained && calls::looks_below(self.codec)
+    pub(crate) fn plan(&self, stream: usize) -> Outcome<&Plan> {
+        at(&self.plans, stream)
     }
 
+    /// The stream that needs the most layers below.
+    pub(crate) fn top(&self) -> usize {
+        self.plans.iter().enumerate().max_by_key(|(_, plan)| plan.depth).map_or(0, |(index, _)| index)
+    }
+
+    /// A frame, without the rows below it.
     pub(crate) fn coded<'a>(
         &'a self,
         stream: &Stream,
@@ -50,10 +71,29 @@ impl Scheme {
             dtype: stream.dtype,
             row_values: stream.row_values,
             rows: frame.rows.len() as u64,
-            model: at(&self.streams, index)?.1.as_ref(),
+            model: self.plan(index)?.model.as_ref(),
             below: None,
         })
     }
+}
+
+/// The model of a stream: fitted to rows evenly spaced over all of it, none where they are too few.
+fn fit(job: &Job, codec: Codec, stream: usize, looks_below: bool) -> Outcome<Option<Model>> {
+    let this = job.stream(stream)?;
+    let count = this.count();
+    if count < MIN_SAMPLE_ROWS {
+        return Ok(None);
+    }
+    let wanted = (SAMPLE_BYTES / this.row_bytes.max(1)).clamp(MIN_SAMPLE_ROWS, MAX_SAMPLE_ROWS).min(count);
+    let (mut bytes, mut below) = (Vec::new(), Vec::new());
+    for row in (0..wanted).map(|number| number * count / wanted) {
+        let rows = job.rows(stream, &(row..row + 1), looks_below)?;
+        bytes.extend_from_slice(rows.bytes);
+        below.extend_from_slice(rows.below.unwrap_or_default());
+    }
+    let below = looks_below.then_some(below.as_slice());
+    let sample = Rows { dtype: this.dtype, row_values: this.row_values, bytes: &bytes, below };
+    Ok(codec.fit(sample).map(|fitted| fitted.model))
 }
 
 /// The frames of a piece.
@@ -79,40 +119,16 @@ pub(crate) struct Part {
     pub(crate) decoded: Vec<Vec<u8>>,
 }
 
-/// A row of a piece, counted from its first.
-pub(crate) struct Read {
-    pub(crate) piece: usize,
-    pub(crate) row: usize,
-}
-
-impl Part {
-    /// That many rows, any as likely as another.
-    pub(crate) fn reads(&self, count: usize, seed: u64) -> Outcome<Vec<Read>> {
-        let each = |(piece, rows): (usize, &Piece)| (0..rows.rows.len()).map(move |row| Read { piece, row });
-        let mut all: Vec<Read> = self.pieces.iter().enumerate().flat_map(each).collect();
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        for last in (1..all.len()).rev() {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            all.swap(last, usize::try_from(state % (last as u64 + 1))?);
-        }
-        all.truncate(count);
-        Ok(all)
-    }
-}
-
 /// Everything encoded with one codec.
 pub(crate) struct Coding {
     pub(crate) scheme: Scheme,
-    pub(crate) single: bool,
     pub(crate) parts: Vec<Part>,
 }
 
 impl Coding {
     /// Encodes everything, and checks that every kernel writes the same bytes and reads the rows back.
-    pub(crate) fn new(job: &Job, codec: Codec, single: bool) -> Outcome<Self> {
-        let scheme = Scheme::new(job, codec, single)?;
+    pub(crate) fn new(job: &Job, codec: Codec) -> Outcome<Self> {
+        let scheme = Scheme::new(job, codec)?;
         let mut parts = Vec::new();
         for pieces in &job.parts {
             let count = pieces.len();
@@ -128,21 +144,20 @@ impl Coding {
             let checksum = |stored: &Stored, frame: &Frame| stored.bytes.get(frame.bytes.clone()).map_or(0, xxh3_64);
             let checksums = |stored: &Stored| stored.frames.iter().map(|frame| checksum(stored, frame)).collect();
             part.checksums = part.stored.iter().map(checksums).collect();
-            for kernel in calls::kernels() {
+            for kernel in kernels() {
                 job.encode(&scheme, kernel, &mut part, false)?;
                 job.decode(&scheme, kernel, &mut part, false)?;
                 for (piece, decoded) in pieces.iter().zip(&part.decoded) {
                     let stream = job.stream(piece.stream)?;
                     if part.encoded != part.stored || decoded != stream.rows(&piece.rows)? {
-                        return Err(
-                            format!("{} on {} does not keep {}", codec.name(), kernel.name(), stream.name).into()
-                        );
+                        let (codec, kernel) = (codec.name(), kernel.name());
+                        return Err(format!("{codec} on {kernel} does not keep {}", stream.name).into());
                     }
                 }
             }
             parts.push(part);
         }
-        Ok(Self { scheme, single, parts })
+        Ok(Self { scheme, parts })
     }
 
     pub(crate) fn sizes(&self, job: &Job) -> Outcome<Value> {
@@ -151,16 +166,17 @@ impl Coding {
             let pieces = self.parts.iter().flat_map(|part| part.pieces.iter().zip(&part.stored));
             let stored: Vec<_> = pieces.filter(|(piece, _)| piece.stream == index).map(|(_, stored)| stored).collect();
             let frames = || stored.iter().flat_map(|stored| &stored.frames);
-            let encodings = Encoding::ALL
-                .iter()
-                .map(|one| (one.name().to_owned(), json!(frames().filter(|frame| frame.encoding == *one).count())));
+            let of = |encoding: Encoding| frames().filter(|frame| frame.encoding == encoding).count();
+            let encodings = Encoding::ALL.iter().map(|&one| (one.name().to_owned(), json!(of(one))));
+            let plan = self.scheme.plan(index)?;
             all.push(json!({
                 "name": stream.name,
                 "raw": stream.bytes.len(),
                 "stored": stored.iter().map(|stored| stored.bytes.len()).sum::<usize>(),
                 "frames": frames().count(),
-                "model": at(&self.scheme.streams, index)?.1.as_ref().map_or(0, |model| model.bytes().len()),
-                "encodings": encodings.collect::<serde_json::Map<_, _>>(),
+                "model": plan.model.as_ref().map_or(0, |model| model.bytes().len()),
+                "depth": plan.depth,
+                "encodings": encodings.filter(|(_, count)| *count != 0).collect::<serde_json::Map<_, _>>(),
             }));
         }
         Ok(Value::Array(all))

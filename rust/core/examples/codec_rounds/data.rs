@@ -3,13 +3,15 @@
 use std::ops::Range;
 use std::path::Path;
 
-use actstore::codec::Codec;
+use actstore::codec::Rows;
 use actstore::tensor::Dtype;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Deserialize;
 
-use crate::calls::{self, Input};
 use crate::{Outcome, at};
+
+/// The chain that `residual` means.
+const RESIDUAL: &str = "residual";
 
 #[derive(Deserialize)]
 struct Index {
@@ -20,6 +22,7 @@ struct Index {
 struct Record {
     name: String,
     group: String,
+    chain: Option<String>,
     layer: Option<u64>,
     dtype: String,
     row_values: u64,
@@ -35,6 +38,13 @@ pub(crate) struct Choice<'a> {
     pub(crate) residual: bool,
 }
 
+impl Choice<'_> {
+    fn has(&self, record: &Record) -> bool {
+        let points = !self.residual || record.chain.as_deref() == Some(RESIDUAL);
+        record.group == self.group && record.dtype == self.dtype && points
+    }
+}
+
 /// One activation, and the rows of its pieces.
 pub(crate) struct Stream {
     pub(crate) name: String,
@@ -43,12 +53,12 @@ pub(crate) struct Stream {
     pub(crate) row_bytes: usize,
     pub(crate) bytes: Vec<u8>,
     /// Whether the stream before this one is the layer below.
-    pub(crate) chained: bool,
+    pub(crate) follows: bool,
     pub(crate) cuts: Vec<Range<usize>>,
 }
 
 impl Stream {
-    fn load(folder: &Path, record: &Record, whole: Option<usize>, chained: bool) -> Outcome<Self> {
+    fn load(folder: &Path, record: &Record, whole: Option<usize>, follows: bool) -> Outcome<Self> {
         let bytes = std::fs::read(folder.join(&record.file))?;
         let dtype = Dtype::parse(&record.dtype)?;
         let row_bytes = usize::try_from(record.row_values)? * dtype.size();
@@ -64,7 +74,11 @@ impl Stream {
             cut
         };
         let cuts = lengths.into_iter().map(next).collect();
-        Ok(Self { name: record.name.clone(), dtype, row_values: record.row_values, row_bytes, bytes, chained, cuts })
+        Ok(Self { name: record.name.clone(), dtype, row_values: record.row_values, row_bytes, bytes, follows, cuts })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.bytes.len() / self.row_bytes.max(1)
     }
 
     pub(crate) fn rows(&self, rows: &Range<usize>) -> Outcome<&[u8]> {
@@ -84,41 +98,53 @@ pub(crate) struct Job {
     pub(crate) streams: Vec<Stream>,
     pub(crate) parts: Vec<Vec<Piece>>,
     pub(crate) pool: ThreadPool,
+    /// Layers of a chain that are decoded for its last one, at most.
+    pub(crate) keys: u64,
 }
 
 impl Job {
     pub(crate) fn load(folder: &Path, choice: &Choice<'_>, threads: usize, keys: u64) -> Outcome<Self> {
         let index: Index = serde_json::from_slice(&std::fs::read(folder.join("index.json"))?)?;
-        let mut records = index.streams;
-        records.retain(|record| {
-            record.group == choice.group && record.dtype == choice.dtype && (record.layer.is_some() || !choice.residual)
-        });
-        records.sort_by_key(|record| record.layer.unwrap_or(u64::MAX));
+        let records = chains(index.streams.into_iter().filter(|record| choice.has(record)).collect());
         let whole = (!choice.texts).then_some(threads);
-        let load = |record: &Record| {
-            let chained = record.layer.is_some_and(|layer| layer % keys != 0);
-            Stream::load(folder, record, whole, chained)
-        };
-        let streams = records.iter().map(load).collect::<Outcome<Vec<Stream>>>()?;
+        let mut streams: Vec<Stream> = Vec::new();
+        let mut before: Option<&Record> = None;
+        for record in &records {
+            let follows = before.is_some_and(|before| record.chain.is_some() && before.chain == record.chain);
+            streams.push(Stream::load(folder, record, whole, follows)?);
+            before = Some(record);
+        }
         let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
         let parts = split(&streams, threads);
-        Ok(Self { streams, parts, pool })
+        Ok(Self { streams, parts, pool, keys })
     }
 
     pub(crate) fn stream(&self, index: usize) -> Outcome<&Stream> {
         at(&self.streams, index)
     }
 
-    /// The rows, and where the codec looks at the layer below, that layer's.
-    pub(crate) fn rows(&self, codec: Codec, stream: usize, rows: &Range<usize>) -> Outcome<Input<'_>> {
+    /// The rows, and those of the layer below if they are looked at.
+    pub(crate) fn rows(&self, stream: usize, rows: &Range<usize>, looks_below: bool) -> Outcome<Rows<'_>> {
         let this = self.stream(stream)?;
-        let below = if this.chained && calls::looks_below(codec) {
-            Some(self.stream(stream.wrapping_sub(1))?.rows(rows)?)
-        } else {
-            None
-        };
-        Ok(Input { dtype: this.dtype, row_values: this.row_values, bytes: this.rows(rows)?, below })
+        let below = if looks_below { Some(self.stream(stream.wrapping_sub(1))?.rows(rows)?) } else { None };
+        Ok(Rows { dtype: this.dtype, row_values: this.row_values, bytes: this.rows(rows)?, below })
     }
+}
+
+/// The records, each chain together and bottom to top.
+fn chains(records: Vec<Record>) -> Vec<Record> {
+    let mut chains: Vec<Vec<Record>> = Vec::new();
+    for record in records {
+        let is_ours = |chain: &&mut Vec<Record>| {
+            record.chain.is_some() && chain.first().is_some_and(|first| first.chain == record.chain)
+        };
+        match chains.iter_mut().find(is_ours) {
+            Some(chain) => chain.push(record),
+            None => chains.push(vec![record]),
+        }
+    }
+    chains.iter_mut().for_each(|chain| chain.sort_by_key(|record| record.layer));
+    chains.into_iter().flatten().collect()
 }
 
 /// Gives each text to the thread that has least to do.

@@ -6,20 +6,20 @@
 //! | command | answer |
 //! |---|---|
 //! | `load GROUP DTYPE whole\|texts all\|residual THREADS KEYS` | bytes of the activations that are now worked on |
-//! | `codecs`, `kernels` | the names of what there is on this machine |
-//! | `sizes CODEC frames\|rows` | for each activation its bytes, raw and stored, frames, and those of its model |
+//! | `kernels` | the names of what there is on this machine |
+//! | `sizes CODEC` | for each activation its bytes, raw and stored, frames, and those of its model |
 //! | `encode CODEC KERNEL reused\|fresh` | seconds |
 //! | `decode CODEC KERNEL reused\|fresh` | seconds |
 //! | `copy reused\|fresh` | seconds |
-//! | `read CODEC KERNEL frames\|rows plain\|checked COUNT SEED` | seconds for that many single rows in random order |
+//! | `read CODEC KERNEL layers\|all\|top plain\|checked COUNT SEED` | seconds a row, of about COUNT single rows |
 //!
 //! `whole` takes each activation as one piece, `texts` each of its texts. `residual` leaves out what is no residual
-//! stream. Of a residual stream every KEYS-th layer, from 0, has no layer below. `frames` is the codec's own cut, `rows`
-//! a frame a row. `fresh` allocates the output of each piece inside the time, and frees it.
+//! stream. KEYS is the key distance of `archive`. `fresh` allocates the output of each piece inside the time, and frees
+//! it. Rows are read in random order: of one activation after the other, of all at once, or of the top layer of a chain.
 
-mod calls;
 mod coding;
 mod data;
+mod rows;
 mod work;
 
 use std::error::Error;
@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use coding::Coding;
 use data::{Choice, Job};
-use work::Reader;
+use rows::Reader;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -58,56 +58,59 @@ struct Bench {
 impl Bench {
     fn answer(&mut self, words: &[&str]) -> Outcome<Value> {
         match *words {
-            ["kernels"] => Ok(calls::kernels().map(Kernel::name).collect()),
-            ["codecs"] => Ok(Codec::ALL.iter().map(|codec| codec.name()).collect()),
+            ["kernels"] => Ok(kernels().map(Kernel::name).collect()),
             ["load", group, dtype, cut, points, threads, keys] => {
                 let choice = Choice { group, dtype, texts: cut == "texts", residual: points == "residual" };
                 self.codings.clear();
                 let job = self.job.insert(Job::load(&self.folder, &choice, threads.parse()?, keys.parse()?)?);
                 Ok(json!(job.streams.iter().map(|stream| stream.bytes.len()).sum::<usize>()))
             }
-            ["sizes", codec, cut] => {
-                let (job, coding) = self.coding(codec, cut)?;
+            ["sizes", codec] => {
+                let (job, coding) = self.coding(codec)?;
                 coding.sizes(job)
             }
             ["encode", codec, kernel, buffers] => {
-                let (job, coding) = self.coding(codec, "frames")?;
+                let (job, coding) = self.coding(codec)?;
                 job.timed(&mut coding.parts, |part| job.encode(&coding.scheme, find(kernel)?, part, buffers == "fresh"))
             }
             ["decode", codec, kernel, buffers] => {
-                let (job, coding) = self.coding(codec, "frames")?;
+                let (job, coding) = self.coding(codec)?;
                 job.timed(&mut coding.parts, |part| job.decode(&coding.scheme, find(kernel)?, part, buffers == "fresh"))
             }
             ["copy", buffers] => {
-                let (job, coding) = self.coding("raw", "frames")?;
+                let (job, coding) = self.coding("raw")?;
                 job.timed(&mut coding.parts, |part| job.copy(part, buffers == "fresh"))
             }
-            ["read", codec, kernel, cut, check, count, seed] => {
-                let (job, coding) = self.coding(codec, cut)?;
+            ["read", codec, kernel, order, check, count, seed] => {
+                let (job, coding) = self.coding(codec)?;
                 let part = coding.parts.first().ok_or("no data")?;
                 let reader = Reader { scheme: &coding.scheme, kernel: find(kernel)?, part, check: check == "checked" };
-                job.read(&reader, &part.reads(count.parse()?, seed.parse()?)?)
+                job.read(&reader, order, count.parse()?, seed.parse()?)
             }
             _ => Err("no such command".into()),
         }
     }
 
     /// The work, and its data in this codec: encoded, and checked, when first asked for.
-    fn coding(&mut self, codec: &str, cut: &str) -> Outcome<(&Job, &mut Coding)> {
+    fn coding(&mut self, codec: &str) -> Outcome<(&Job, &mut Coding)> {
         let job = self.job.as_ref().ok_or("nothing is loaded")?;
         let codec = Codec::ALL.iter().copied().find(|one| one.name() == codec).ok_or("no such codec")?;
-        let single = cut == "rows";
-        let known = self.codings.iter().position(|coding| (coding.scheme.codec, coding.single) == (codec, single));
+        let known = self.codings.iter().position(|coding| coding.scheme.codec == codec);
         let index = known.unwrap_or(self.codings.len());
         if known.is_none() {
-            self.codings.push(Coding::new(job, codec, single)?);
+            self.codings.push(Coding::new(job, codec)?);
         }
         Ok((job, self.codings.get_mut(index).ok_or("no such coding")?))
     }
 }
 
+fn kernels() -> impl Iterator<Item = Kernel> {
+    let fast = Kernel::detect();
+    [Kernel::PORTABLE].into_iter().chain(fast.is_avx2().then_some(fast))
+}
+
 fn find(kernel: &str) -> Outcome<Kernel> {
-    let found = calls::kernels().find(|one| one.name() == kernel);
+    let found = kernels().find(|one| one.name() == kernel);
     Ok(found.ok_or("this machine does not run such a kernel")?)
 }
 

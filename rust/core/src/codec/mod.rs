@@ -171,9 +171,10 @@ fn encode_floats(
     out: &mut Vec<u8>,
 ) -> Encoding {
     let (start, len) = (out.len(), rows.bytes.len());
-    let mut encoding = model.and_then(Model::encoding).unwrap_or(Encoding::Planes);
+    let is_given_below = model.is_some_and(Model::is_given_below);
+    let mut encoding = if is_given_below { Encoding::Archive } else { Encoding::Planes };
     let encoded = match model {
-        Some(model) if encoding == Encoding::Archive => archive::encode(kernel, rows, model, scratch, out),
+        Some(model) if is_given_below => archive::encode(kernel, rows, model, scratch, out),
         model => planes::encode(kernel, rows, model, scratch, out),
     };
     let mut size = if encoded.is_some() { out.len() - start } else { len };
