@@ -44,7 +44,7 @@ wheel: .stamps/environment
 bench-env: .stamps/bench-environment
 
 # BENCH: more options of benches/codec.py.
-bench-codec: target/bench-streams/index.json
+bench-codec: target/bench-streams/index.json .stamps/installed
 	cargo build --release --quiet --package actstore --example codec_rounds
 	$(BENCH_VENV)/bin/python benches/codec.py $(BENCH)
 

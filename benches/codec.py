@@ -3,7 +3,8 @@
     codec.py [--rounds 15] [--keys 8] [--only minilm] [--streams FOLDER] [--out FOLDER] [--program FILE]
 
 One thread on one core for both sides. Every comparison is made within a round, which times each contestant once, in an
-order drawn anew; reported are medians over the rounds, and the least and the most.
+order drawn anew; reported are medians over the rounds, the least and the most. What stores take is measured by
+`store_size.py`, in the project's own environment.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from codec_report import CHECKS, markdown
+from codec_report import markdown
+from codec_targets import CHECKS, targets
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -42,8 +44,11 @@ FRAME_BYTES = 13
 """What a frame costs in the table of its activation."""
 MODEL_COPIES = 2
 """How often a store has each model."""
-ROW_READS = {"frames": 500, "rows": 4000}
-"""Rows read in a round, where a frame has many rows and where it has one."""
+ROW_READS = {"raw": 4000, "zstd": 200, "planes": 4000, "archive": 1000}
+"""Rows read in a round, about."""
+CODECS = ("planes", "archive")
+DISTANCES = (1, 2, 3, 4, 6, 8, 16)
+"""Key distances of which the ratio is reported."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +65,28 @@ class Data:
     def words(self) -> tuple[str, ...]:
         return self.group, self.dtype, self.cut, self.points
 
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
+
 
 MINILM = Data("MiniLM, residual stream, bfloat16", "minilm", "bfloat16")
 WIDE = Data("MiniLM, states side by side, bfloat16", "minilm-wide", "bfloat16")
 EMBEDDED = Data("Embedded model, all hook points, bfloat16", "embedded", "bfloat16")
+EMBEDDED_RESIDUAL = Data("Embedded model, residual stream, bfloat16", "embedded", "bfloat16", points="residual")
+MINILM_HALF = Data("MiniLM, residual stream, float16", "minilm", "float16")
+ATTENTION = Data("MiniLM, attention weights, bfloat16", "attention", "bfloat16")
 SPEED = [
     MINILM,
-    Data("MiniLM, residual stream, float16", "minilm", "float16"),
+    MINILM_HALF,
     Data("MiniLM, residual stream, float32", "minilm", "float32"),
     EMBEDDED,
-    Data("Embedded model, residual stream, bfloat16", "embedded", "bfloat16", points="residual"),
+    EMBEDDED_RESIDUAL,
     Data("MiniLM, residual stream, bfloat16, each text by itself", "minilm", "bfloat16", cut="texts"),
     Data("Embedded model, residual stream, bfloat16, each text by itself", "embedded", "bfloat16", "texts", "residual"),
-    Data("MiniLM, attention weights, bfloat16", "attention", "bfloat16"),
+    ATTENTION,
 ]
+BY_ACTIVATION = (MINILM, EMBEDDED, ATTENTION)
 
 
 class Ours:
@@ -82,7 +95,6 @@ class Ours:
     def __init__(self, program: Path, streams: Path) -> None:
         self._child = subprocess.Popen([program, streams], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.kernels: list[str] = self.ask("kernels")
-        self.floats = [codec for codec in ("planes", "archive") if codec in self.ask("codecs")]
 
     def ask(self, *words: object) -> Any:
         assert self._child.stdin
@@ -111,7 +123,7 @@ class Rival:
         records = json.loads((streams / "index.json").read_text(encoding="utf-8"))["streams"]
         chosen = [record for record in records if (record["group"], record["dtype"]) == (data.group, data.dtype)]
         if data.points == "residual":
-            chosen = [record for record in chosen if record["layer"] is not None]
+            chosen = [record for record in chosen if record["chain"] == "residual"]
         self._pieces: list[bytes] = []
         self._stored: list[bytes] = []
         self.stored_by_name: dict[str, int] = {}
@@ -188,7 +200,7 @@ def speed(ours: Ours, data: Data, options: argparse.Namespace) -> dict[str, Any]
     ours.load(data, options.keys)
     rival = Rival(data, options.streams)
     tasks: dict[str, Task] = {"zipnn/encode": rival.encode, "zipnn/decode": rival.decode}
-    sizes = {codec: ours.ask("sizes", codec, "frames") for codec in ours.floats}
+    sizes = {codec: ours.ask("sizes", codec) for codec in CODECS}
     for buffers in ("reused", "fresh"):
         tasks[f"memcpy/{buffers}"] = lambda _, buffers=buffers: ours.ask("copy", buffers)
         for codec, kernel in ((codec, kernel) for codec in sizes for kernel in ours.kernels):
@@ -214,39 +226,55 @@ def speed(ours: Ours, data: Data, options: argparse.Namespace) -> dict[str, Any]
             "raw": size["raw"],
             "zipnn": size["raw"] / rival.stored_by_name[size["name"]],
             **{codec: size["raw"] / cost(sizes[codec][number]) for codec in sizes},
+            "stored": {codec: sizes[codec][number]["stored"] for codec in sizes},
             "encodings": {codec: sizes[codec][number]["encodings"] for codec in sizes},
         }
         for number, size in enumerate(sizes["planes"])
     }
     return {
         "title": data.title,
+        "name": data.name,
         "raw": rival.raw,
         "contestants": rows,
         "activations": points,
-        "by_activation": data in (MINILM, EMBEDDED),
+        "by_activation": data in BY_ACTIVATION,
     }
 
 
 def single_rows(ours: Ours, data: Data, options: argparse.Namespace) -> dict[str, Any]:
-    """Microseconds for a row, in random order over all of the data."""
+    """Microseconds for a row out of the frames that a store has, in random order: of one layer after the other, of all
+    layers at once, and for `archive` of the top layer of the chain instead of the first."""
     ours.load(data, options.keys)
-    fast = ours.kernels[-1]
-    codecs = [("raw", fast), ("zstd", fast), *((codec, kernel) for codec in ours.floats for kernel in ours.kernels)]
+    sizes = {codec: ours.ask("sizes", codec) for codec in ("raw", "zstd", *CODECS)}
+    depth = max(size["depth"] for size in sizes["archive"])
+    if depth == 0:
+        del sizes["archive"]
     found: dict[str, Any] = {}
-    for framing, count in ROW_READS.items():
-        tasks: dict[str, Task] = {}
-        for codec, kernel in codecs:
-            size = ours.ask("sizes", codec, framing)
-            row = {"ratio": sum(one["raw"] for one in size) / total(size), "frames": sum(one["frames"] for one in size)}
-            found[f"{codec} {kernel}/{framing}"] = row
-            for check in CHECKS:
-                words = ("read", codec, kernel, framing, check, count)
-                tasks[f"{codec} {kernel}/{framing}/{check}"] = lambda seed, words=words: ours.ask(*words, seed)
-        for name, series in rounds(tasks, options.rounds).items():
-            contestant, check = name.rsplit("/", 1)
-            times = [seconds / count * 1e6 for seconds in series.seconds]
-            found[contestant][check] = {"us": median(times), "min": min(times), "max": max(times)}
-    return {"title": data.title, "contestants": found}
+    tasks: dict[str, Task] = {}
+    for codec in sizes:
+        for kernel in ours.kernels if codec in CODECS else ours.kernels[-1:]:
+            orders = ("top" if codec == "archive" else "layers", "all")
+            for order in orders if len(sizes[codec]) > 1 else orders[:1]:
+                name = f"{codec} {kernel}/{order}"
+                found[name] = {"ratio": sum(size["raw"] for size in sizes[codec]) / total(sizes[codec])}
+                for check in CHECKS:
+                    words = ("read", codec, kernel, order, check, ROW_READS[codec])
+                    tasks[f"{name}/{check}"] = lambda seed, words=words: ours.ask(*words, seed)
+    for name, series in rounds(tasks, options.rounds).items():
+        contestant, check = name.rsplit("/", 1)
+        times = [seconds * 1e6 for seconds in series.seconds]
+        found[contestant][check] = {"us": median(times), "min": min(times), "max": max(times)}
+    return {"title": data.title, "name": data.name, "layers": depth + 1, "contestants": found}
+
+
+def key_distances(ours: Ours, data: Data) -> dict[str, Any]:
+    """Ratio of `archive` by key distance."""
+    ratios: dict[int, float] = {}
+    for distance in DISTANCES:
+        ours.load(data, distance)
+        sizes = ours.ask("sizes", "archive")
+        ratios[distance] = sum(size["raw"] for size in sizes) / total(sizes)
+    return {"title": data.title, "layers": len(sizes), "ratios": ratios}
 
 
 def threads(one: Ours, two: Ours, data: Data, options: argparse.Namespace) -> dict[str, Any]:
@@ -254,14 +282,21 @@ def threads(one: Ours, two: Ours, data: Data, options: argparse.Namespace) -> di
     one.load(data, options.keys)
     two.load(data, options.keys, threads=2)
     tasks: dict[str, Task] = {}
-    for codec, task in ((codec, task) for codec in one.floats for task in ("encode", "decode")):
+    for codec, task in ((codec, task) for codec in CODECS for task in ("encode", "decode")):
         words = (task, codec, one.kernels[-1], "reused")
         for count, side in enumerate((one, two), 1):
             tasks[f"{codec} {task}/{count}"] = lambda _, side=side, words=words: side.ask(*words)
     series = rounds(tasks, options.rounds)
-    names = sorted({name.rsplit("/", 1)[0] for name in series})
+    names = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in tasks))
     factors = {name: series[f"{name}/2"].against(series[f"{name}/1"]) for name in names}
-    return {"title": data.title, "kernel": one.kernels[-1], "factors": factors}
+    return {"title": data.title, "name": data.name, "kernel": one.kernels[-1], "factors": factors}
+
+
+def stores(options: argparse.Namespace) -> dict[str, Any]:
+    """What `store_size.py` says."""
+    script = Path(__file__).with_name("store_size.py")
+    command = [options.python, script, "--streams", options.streams, "--keys", str(options.keys)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -293,12 +328,14 @@ def cpu_lines() -> list[str]:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times the codecs against ZipNN; see README.md.")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--keys", type=int, default=8, help="every layer that this divides has no layer below")
+    parser.add_argument("--keys", type=int, default=8, help="the key distance of archive")
     parser.add_argument("--only", default="", help="only what has this in its title")
     parser.add_argument("--streams", type=Path, default=ROOT / "target" / "bench-streams")
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "results")
     program = ROOT / "target" / "release" / "examples" / "codec_rounds"
     parser.add_argument("--program", type=Path, default=program)
+    python = ROOT / ".venv" / "bin" / "python"
+    parser.add_argument("--python", type=Path, default=python, help="has actstore")
     return parser.parse_args()
 
 
@@ -306,21 +343,30 @@ def main() -> None:
     chosen = options()
     torch.set_num_threads(1)
     gc.disable()
+    document: dict[str, Any] = {"machine": machine(chosen)}
+    print("stores", flush=True)
+    document["stores"] = stores(chosen)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-2:])
     two = Ours(chosen.program, chosen.streams)
     os.sched_setaffinity(0, cores[-1:])
     one = Ours(chosen.program, chosen.streams)
-    document: dict[str, Any] = {"machine": machine(chosen), "speed": [], "rows": [], "threads": None}
-    for data in (data for data in SPEED if chosen.only in data.title):
-        print(data.title, flush=True)
-        document["speed"].append(speed(one, data, chosen))
-    for data in (data for data in (MINILM, WIDE) if chosen.only in data.title):
-        print(f"{data.title}: single rows", flush=True)
-        document["rows"].append(single_rows(one, data, chosen))
-    if len(cores) > 1 and chosen.only in EMBEDDED.title:
-        print("two threads", flush=True)
-        document["threads"] = threads(one, two, EMBEDDED, chosen)
+    document["machine"]["kernels"] = one.kernels
+
+    def wanted(what: str, *some: Data) -> Iterable[Data]:
+        for data in some:
+            if chosen.only in data.title:
+                print(f"{what}: {data.title}", flush=True)
+                yield data
+
+    document["speed"] = [speed(one, data, chosen) for data in wanted("speed", *SPEED)]
+    document["rows"] = [single_rows(one, data, chosen) for data in wanted("single rows", MINILM, WIDE)]
+    document["keys"] = [
+        key_distances(one, data) for data in wanted("key distances", MINILM, MINILM_HALF, EMBEDDED_RESIDUAL)
+    ]
+    paired = (MINILM, EMBEDDED) if len(cores) > 1 else ()
+    document["threads"] = [threads(one, two, data, chosen) for data in wanted("two threads", *paired)]
+    document["targets"] = targets(document)
     one.close()
     two.close()
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--streams", type=Path, default=ROOT / "target" / "bench-streams")
     parser.add_argument("--keys", type=int, default=8)
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # the model is too small for more
     document: dict[str, Any] = {"minilm": {}, "embedded": {}}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:

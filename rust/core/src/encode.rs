@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::codec::pack::PackCounts;
-use crate::codec::{Encoding, Model, Rows};
+use crate::codec::{Codec, Encoding, Model, Rows};
 use crate::entry::{ContentPoint, Document, MAX_TOKENS, content_id};
 use crate::error::{Error, Kind, Result};
 use crate::fitting::Coding;
@@ -87,16 +87,10 @@ impl Draft {
 pub fn encode(settings: &Settings, draft: Draft, codings: &[Coding]) -> Result<EncodedEntry> {
     let Draft { document, token_ids, activations } = draft;
     let key = document.key().to_owned();
-    let within = |error: Error| error.within(format!("entry `{key}`"));
-    let packed = activations.into_par_iter().map(|(point, tensor)| pack(settings, point, tensor));
-    let packed = packed.collect::<Result<Vec<_>>>().map_err(within)?;
-    let codings: Vec<_> = (0..packed.len()).map(|index| fitting(&packed, index, codings)).collect();
-    let encoded = packed.par_iter().zip(codings).map(|(one, coding)| {
-        let below = coding.below.and_then(|below| packed.get(below)).map(|below| below.tensor.bytes());
-        encode_activation(settings, one, coding, below)
-    });
-    let encoded = encoded.collect::<Result<Vec<_>>>().map_err(within)?;
-    let encoded = encoded.into_iter().zip(packed).map(|(one, packed)| one.with_rows_of(packed)).collect::<Vec<_>>();
+    let encoded = chains(activations, codings).into_par_iter().map(|chain| encode_chain(settings, chain));
+    let encoded = encoded.collect::<Result<Vec<_>>>().map_err(|e| e.within(format!("entry `{key}`")))?;
+    let mut encoded: Vec<_> = encoded.into_iter().flatten().collect();
+    encoded.sort_unstable_by_key(|one| one.index);
     let points: Vec<_> = encoded
         .iter()
         .map(|e| ContentPoint { point: &e.activation.point, layout: &e.activation.layout, digest: e.digest })
@@ -118,54 +112,78 @@ pub fn encode(settings: &Settings, draft: Draft, codings: &[Coding]) -> Result<E
     Ok(entry)
 }
 
-/// An activation as it will be stored, and how packing changed it.
-struct Packed {
+/// An activation on its way, by its place in the entry.
+struct Job {
+    index: usize,
     point: HookPoint,
     tensor: Tensor,
+    coding: Coding,
+}
+
+/// The activations of an entry, those together that are encoded one given the other, in their order.
+fn chains(activations: Vec<(HookPoint, Tensor)>, codings: &[Coding]) -> Vec<Vec<Job>> {
+    let mut chains: Vec<Vec<Job>> = Vec::new();
+    let mut chain_of: Vec<usize> = Vec::with_capacity(activations.len());
+    for (index, (point, tensor)) in activations.into_iter().enumerate() {
+        let coding = codings.get(index).cloned().unwrap_or_default();
+        let chain = coding.below.and_then(|below| chain_of.get(below).copied()).unwrap_or(chains.len());
+        chain_of.push(chain);
+        let job = Job { index, point, tensor, coding };
+        match chains.get_mut(chain) {
+            Some(chain) => chain.push(job),
+            None => chains.push(vec![job]),
+        }
+    }
+    chains
+}
+
+/// Encodes activations one after the other, each given the one before, of which no more are held than these two.
+fn encode_chain(settings: &Settings, chain: Vec<Job>) -> Result<Vec<EncodedActivation>> {
+    let mut below: Option<Tensor> = None;
+    let mut encoded = Vec::with_capacity(chain.len());
+    for Job { index, point, tensor, coding } in chain {
+        let (tensor, counts) = settings.pack.apply(tensor).map_err(|e| e.within(format!("`{point}`")))?;
+        let layout = tensor.layout();
+        let given = below.as_ref().filter(|below| coding.below.is_some() && below.layout() == layout);
+        // What packing left with another dtype has no model, nor has what would need a layer that is not alike.
+        let model = coding.model.filter(|(dtype, _)| *dtype == layout.dtype()).map(|(_, model)| model);
+        let model = model.filter(|model| given.is_some() || !model.is_given_below());
+        let below_index = coding.below.filter(|_| given.is_some() && model.is_some());
+        let packed = Packed { point, tensor: &tensor, counts, model, below: below_index };
+        let mut one = encode_activation(settings.codec, packed, given.map(Tensor::bytes))?;
+        one.index = index;
+        if settings.codec.stores_rows() {
+            // Rows that are stored as they are need no second copy of a large activation.
+            one.chunk = tensor.into_parts().1;
+        } else {
+            below = Some(tensor);
+        }
+        encoded.push(one);
+    }
+    Ok(encoded)
+}
+
+/// An activation as it will be stored, how packing changed it, and how to encode it.
+struct Packed<'a> {
+    point: HookPoint,
+    tensor: &'a Tensor,
     counts: PackCounts,
-}
-
-fn pack(settings: &Settings, point: HookPoint, tensor: Tensor) -> Result<Packed> {
-    let (tensor, counts) = settings.pack.apply(tensor).map_err(|e| e.within(format!("`{point}`")))?;
-    Ok(Packed { point, tensor, counts })
-}
-
-/// The coding of an activation, less what is not for the dtype that packing left it with.
-fn fitting(packed: &[Packed], index: usize, codings: &[Coding]) -> Coding {
-    let coding = codings.get(index).cloned().unwrap_or_default();
-    let layout = |index: usize| packed.get(index).map(|packed| packed.tensor.layout());
-    let own = layout(index);
-    let fits = coding.model.as_ref().is_some_and(|(dtype, _)| own.is_some_and(|own| own.dtype() == *dtype));
-    let alike = coding.below.is_none_or(|below| layout(below) == own);
-    if fits && alike { coding } else { Coding::default() }
+    model: Option<Arc<Model>>,
+    below: Option<usize>,
 }
 
 struct EncodedActivation {
+    index: usize,
     activation: Activation,
-    /// Its frames; empty where they are the rows as they are.
     chunk: Vec<u8>,
     digest: [u8; 32],
     model: Option<Arc<Model>>,
-    stores_rows: bool,
 }
 
-impl EncodedActivation {
-    /// Rows that are stored as they are need no second copy of a large activation.
-    fn with_rows_of(self, packed: Packed) -> Self {
-        let chunk = if self.stores_rows { packed.tensor.into_parts().1 } else { self.chunk };
-        Self { chunk, ..self }
-    }
-}
-
-fn encode_activation(
-    settings: &Settings,
-    packed: &Packed,
-    coding: Coding,
-    below: Option<&[u8]>,
-) -> Result<EncodedActivation> {
-    let Packed { point, tensor, counts: PackCounts { nonfinite, saturated } } = packed;
-    let (layout, bytes, codec) = (tensor.layout(), tensor.bytes(), settings.codec);
-    let model = coding.model.map(|(_, model)| model);
+/// Encodes the frames; where they are the rows as they are, the chunk stays empty.
+fn encode_activation(codec: Codec, packed: Packed<'_>, below: Option<&[u8]>) -> Result<EncodedActivation> {
+    let Packed { point, tensor, counts: PackCounts { nonfinite, saturated }, model, below: below_index } = packed;
+    let (layout, bytes) = (tensor.layout(), tensor.bytes());
     let frame_rows = codec.frame_rows(layout.row_bytes()).max(1);
     let mut chunk = Vec::with_capacity(if codec.stores_rows() { 0 } else { bytes.len() / 2 });
     let mut frames = Vec::new();
@@ -184,18 +202,10 @@ fn encode_activation(
             .map_err(|_| Error::new(Kind::LimitExceeded, format!("a row of `{point}` is above the limit of 4 GiB")))?;
         frames.push(Frame { checksum: frame_checksum(stored), length, encoding });
     }
-    let activation = Activation {
-        point: point.clone(),
-        layout: layout.clone(),
-        frame_rows,
-        nonfinite: *nonfinite,
-        saturated: *saturated,
-        model: model.as_ref().map(|model| model.id()),
-        below: coding.below,
-        frames,
-    };
-    let digest = *blake3::hash(bytes).as_bytes();
-    Ok(EncodedActivation { activation, chunk, digest, model, stores_rows: codec.stores_rows() })
+    let (layout, below) = (layout.clone(), below_index);
+    let model_id = model.as_ref().map(|model| model.id());
+    let activation = Activation { point, layout, frame_rows, nonfinite, saturated, model: model_id, below, frames };
+    Ok(EncodedActivation { index: 0, activation, chunk, digest: *blake3::hash(bytes).as_bytes(), model })
 }
 
 /// The bytes of each frame; an activation without bytes has none.

@@ -32,13 +32,6 @@ pub struct Request<'a> {
     pub out: &'a mut [u8],
 }
 
-impl Request<'_> {
-    fn is_given_below(&self) -> bool {
-        let activation = self.entry.header().activations.get(self.activation);
-        activation.is_some_and(|activation| activation.below.is_some())
-    }
-}
-
 /// Which rows of a stored activation a selection names: its index, the rows, and their bytes.
 pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Option<Vec<u64>>, u64)> {
     let header = entry.header();
@@ -53,8 +46,7 @@ pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<
 pub fn read(store: &Store, requests: Vec<Request<'_>>) -> Result<()> {
     store.reading()?;
     let total: usize = requests.iter().map(|request| request.out.len()).sum();
-    let (given, alone): (Vec<_>, Vec<_>) = requests.into_iter().partition(Request::is_given_below);
-    let columns = chain::columns(given)?;
+    let (columns, alone) = chain::columns(requests)?;
     let tasks = alone.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
     let tasks: Vec<_> = tasks.into_iter().flatten().collect();
     if total < PARALLEL_BYTES {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use actstore::codec::{Encoding, ModelId};
 use actstore::encode::Draft;
 use actstore::entry::{Document, Positions};
+use actstore::error::Kind;
 use actstore::hook_point::HookPoint;
 use actstore::manifest::{OnConflict, Settings};
 use actstore::migrate::{Plan, compare, migrate};
@@ -250,4 +251,98 @@ fn an_archive_is_copied_converted_and_verified() {
     for (point, tensor) in &expected.activations {
         assert_eq!(rows(&part, "k4", point.as_str(), &Positions::All).unwrap(), tensor.bytes(), "{point}");
     }
+}
+
+#[test]
+fn data_that_stays_the_same_keeps_its_models() {
+    let wide = Stream { dtype: Dtype::Float16, width: 1024, scale: 1.0 };
+    let store = memory_store("archive", None);
+    put(&store, (0..40).map(|n| wide.draft(n, 64, &[0, 1]))).unwrap();
+    assert_eq!([models(&store, 0).len(), models(&store, 1).len()], [1, 1], "of 2,560 rows");
+    assert_eq!(below(&store, "k39"), [None, Some(0)]);
+}
+
+#[test]
+fn layers_that_say_nothing_of_each_other_are_encoded_alone() {
+    let store = memory_store("archive", None);
+    let stream = |n| STREAM.draft(n, 200, &[0]).activations.remove(0).1;
+    let drafts = (0..4).map(|n| {
+        let layers = (0..3).map(|layer| (point(layer), stream(n * 10 + layer)));
+        let json = format!(r#"{{"key":"k{n}","key_recipe":"user"}}"#);
+        Draft::new(Document::parse(&json).unwrap(), None, layers.collect()).unwrap()
+    });
+    put(&store, drafts).unwrap();
+    assert_eq!(below(&store, "k3"), [None; 3]);
+}
+
+#[test]
+fn activations_of_ever_new_lengths_are_not_kept() {
+    let store = memory_store("archive", None);
+    let writer = Writer::new(store.clone()).unwrap();
+    for n in 0..60 {
+        let layout = Layout::new(Dtype::BFloat16, vec![4, 40 + n, 40 + n]).unwrap();
+        let values = STREAM.layers(n, layout.bytes() / 2 / 96 + 1, 1).remove(0);
+        let tensor = Tensor::new(layout.clone(), values[..layout.bytes() as usize].to_vec()).unwrap();
+        let json = format!(r#"{{"key":"k{n}","key_recipe":"user"}}"#);
+        let point = HookPoint::new("blocks.3.attn.hook_pattern").unwrap();
+        writer.put(Draft::new(Document::parse(&json).unwrap(), None, vec![(point, tensor)]).unwrap()).unwrap();
+    }
+    writer.close().unwrap();
+    let ids = (0..60).map(|n| store.entry(&format!("k{n}")).unwrap().header().activations[0].model);
+    assert_eq!(ids.collect::<BTreeSet<_>>().into_iter().flatten().count(), 1, "one model serves all lengths");
+}
+
+#[test]
+fn damage_below_costs_the_layers_above_it_and_no_other_rows() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let store = Store::create(Some(&root), "shards", settings("archive", None), MEMORY).unwrap();
+    let store = Arc::new(store);
+    // More rows than a frame has.
+    let draft = STREAM.draft(0, 700, &[0, 1, 2]);
+    put(&store, [draft]).unwrap();
+    let expected = STREAM.draft(0, 700, &[0, 1, 2]);
+    let entry = store.entry("k0").unwrap();
+    let (frame_rows, first) = {
+        let activation = &entry.header().activations[1];
+        assert!(activation.frames.len() > 1);
+        (activation.frame_rows, activation.frames[0].length as usize)
+    };
+    let chunk = stored_frames(entry.as_ref(), 1).unwrap();
+    store.close().unwrap();
+    let shard = root.join("shards/0-000001.shard");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let at = bytes.windows(64).position(|window| window == &chunk[..64]).unwrap();
+    bytes[at + first / 2] ^= 4;
+    std::fs::write(&shard, bytes).unwrap();
+    let store = Store::open(&root, false, MEMORY).unwrap();
+    let read_rows = |layers: &[usize], wanted: &[u64]| {
+        let entry = store.entry("k0").unwrap();
+        let mut buffers = vec![vec![0; wanted.len() * 192]; layers.len()];
+        let requests = layers.iter().zip(&mut buffers).map(|(&activation, out)| Request {
+            entry: entry.clone(),
+            activation,
+            rows: Some(wanted.to_vec()),
+            out,
+        });
+        read(&store, requests.collect()).map(|()| buffers)
+    };
+    for layers in [[1].as_slice(), &[2], &[0, 2]] {
+        let error = read_rows(layers, &[3]).unwrap_err();
+        let expected = "frame `0` of `blocks.1.hook_resid_post` of entry `k0`: it does not match its checksum";
+        assert_eq!((error.kind(), error.to_string().as_str()), (Kind::Checksum, expected));
+    }
+    let rows = |layer: usize, wanted: &[u64]| expected.activations[layer].1.rows(wanted).unwrap().bytes().to_vec();
+    assert_eq!(read_rows(&[0], &[3]).unwrap(), [rows(0, &[3])]);
+    let later = [frame_rows, frame_rows + 1];
+    assert_eq!(read_rows(&[2, 1], &later).unwrap(), [rows(2, &later), rows(1, &later)]);
+    let mut below_it = vec![0; 192];
+    let mut nothing = Vec::new();
+    let entry = store.entry("k0").unwrap();
+    let requests = vec![
+        Request { entry: entry.clone(), activation: 0, rows: Some(vec![3]), out: &mut below_it },
+        Request { entry, activation: 2, rows: Some(Vec::new()), out: &mut nothing },
+    ];
+    read(&store, requests).unwrap();
+    assert_eq!(below_it, rows(0, &[3]), "no rows of a layer are no reason to read it");
 }

@@ -94,7 +94,7 @@ fn ranges_of(frame: &Coded<'_>, cuts: [u64; 4]) -> Vec<Range<u64>> {
     vec![a.min(b)..a.max(b), c.min(d)..c.max(d)]
 }
 
-/// Bytes of so many values, a pattern again and again; bits that the masks have, of any byte or of the highest, are
+/// Bytes of so many values, a pattern again and again; bits that a mask has, of the highest byte or of the others, are
 /// changed by noise, so that a few bytes make frames which do not just repeat themselves.
 fn fill(pattern: &[u8], width: usize, bytes: usize, [low, high]: [u8; 2]) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
@@ -106,11 +106,10 @@ fn fill(pattern: &[u8], width: usize, bytes: usize, [low, high]: [u8; 2]) -> Vec
     }
     for value in filled.chunks_mut(width) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let noise = (state ^ state >> 32).to_le_bytes();
-        value.iter_mut().zip(noise).for_each(|(byte, noise)| *byte ^= noise & low);
-        if let (Some(byte), [.., noise]) = (value.last_mut(), noise) {
-            *byte ^= noise & high;
-        }
+        let [noise_high, noise @ ..] = (state ^ state >> 32).to_be_bytes();
+        let Some((last, others)) = value.split_last_mut() else { continue };
+        *last ^= noise_high & high;
+        others.iter_mut().zip(noise).for_each(|(byte, noise)| *byte ^= noise & low);
     }
     filled
 }

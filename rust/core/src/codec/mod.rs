@@ -248,7 +248,7 @@ impl Coded<'_> {
 
 /// Decodes some rows of a frame into `out`, which has exactly their bytes, one range after the other.
 ///
-/// Every malformed input is an error, and none allocates more than the frame's bytes plus a constant. After an error `out`
+/// Every malformed input is an error, and none allocates more than some times the bytes of the frame, plus a constant. After an error `out`
 /// holds anything.
 pub fn decode(frame: &Coded<'_>, rows: &[Range<u64>], out: &mut [u8]) -> Result<()> {
     decode_with(Kernel::detect(), frame, rows, out)

@@ -86,6 +86,9 @@ impl Model {
     }
 }
 
+/// Less than this part is not worth reading another layer for.
+const WORTH_READING: f64 = 50.0;
+
 /// A model, and what the sample that it was fitted to costs with it.
 #[derive(Debug)]
 pub struct Fitted {
@@ -96,11 +99,11 @@ pub struct Fitted {
 }
 
 impl Fitted {
-    /// Whether this saves its own size beside another that is smaller.
+    /// Whether this saves its own size beside another that is smaller, and enough to be worth more work when it is read.
     pub(super) fn pays_beside(&self, other: &Self) -> bool {
         let saved = other.bits as f64 - self.bits as f64;
         let more = self.model.bytes.len() as f64 - other.model.bytes.len() as f64;
-        saved * SAMPLE_SHARE > 8.0 * more
+        saved * SAMPLE_SHARE > 8.0 * more && saved * WORTH_READING > other.bits as f64
     }
 }
 

@@ -126,15 +126,15 @@ fn content_id_of(entry: &dyn Stored, chosen: &[usize], pack: Option<Pack>) -> Re
         for index in chain {
             let activation = header.activations.get(*index);
             let activation = activation.ok_or_else(|| malformed("an entry has no such activation"))?;
-            digests.push(Digest::new(activation, pack));
+            digests.push(chosen.contains(index).then(|| Digest::new(activation, pack)));
         }
         decode_frames(entry, chain, |position, rows| {
-            if let Some(digest) = digests.get_mut(position) {
+            if let Some(Some(digest)) = digests.get_mut(position) {
                 digest.add(rows);
             }
         })?;
-        let wanted = chain.iter().zip(digests).filter(|(index, _)| chosen.contains(index));
-        wanted.map(|(index, digest)| Ok((*index, digest.finish()?))).collect::<Result<Vec<_>>>()
+        let wanted = chain.iter().zip(digests).filter_map(|(index, digest)| Some((*index, digest?)));
+        wanted.map(|(index, digest)| Ok((index, digest.finish()?))).collect::<Result<Vec<_>>>()
     });
     let mut digests = digests.collect::<Result<Vec<_>>>()?.concat();
     digests.sort_by_key(|(index, _)| *index);

@@ -119,7 +119,9 @@ impl Transfer<'_> {
     fn is_copied(&self, entry: &dyn Stored) -> bool {
         let header = entry.header();
         let settings = self.settings();
-        self.source.manifest().settings.codec == settings.codec
+        let had = self.source.manifest().settings;
+        had.codec == settings.codec
+            && had.key_distance() <= settings.key_distance()
             && self.plan.chosen(header).len() == header.activations.len()
             && header.activations.iter().all(|activation| !settings.pack.converts(activation.layout.dtype()))
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{
     Piece, Request, activation_of, check_frame, coded, frame_of, frame_row_count, frame_starts, named, pieces,
 };
-use crate::codec::{Coded, Model, decode};
+use crate::codec::{Coded, Encoding, Model, decode};
 use crate::error::Result;
 use crate::format::{Activation, EntryHeader, malformed, size};
 use crate::store::Stored;
@@ -113,50 +113,74 @@ pub(super) struct Column<'a> {
     entry: Arc<dyn Stored>,
     chain: Arc<Vec<usize>>,
     frame: usize,
-    /// By place in the chain.
+    /// By place in the chain, which may go on above them.
     wanted: Vec<(usize, Piece<'a>)>,
 }
 
-/// The columns of requests for activations that are encoded given the layer below.
-pub(super) fn columns(requests: Vec<Request<'_>>) -> Result<Vec<Column<'_>>> {
-    let mut columns: Vec<Column<'_>> = Vec::new();
-    let mut places: BTreeMap<(*const (), usize, usize), usize> = BTreeMap::new();
-    let mut ends: BTreeMap<(*const (), usize), Arc<Vec<usize>>> = BTreeMap::new();
-    let id = |request: &Request<'_>| Arc::as_ptr(&request.entry).cast::<()>();
-    // The longest chain comes first: the others of it are its beginnings.
-    let mut requests = requests;
-    requests.sort_by_key(|request| std::cmp::Reverse(request.activation));
-    for request in requests {
-        let (entry_id, header) = (id(&request), request.entry.header());
-        let own = chain_to(header, request.activation);
-        let first = own.first().copied().unwrap_or_default();
-        let chain = ends.entry((entry_id, first)).or_insert_with(|| Arc::new(own.clone())).clone();
-        let position = own.len() - 1;
-        let Request { entry, activation, rows, out } = request;
-        for piece in pieces(activation_of(entry.as_ref(), activation)?, rows, out)? {
-            let place = *places.entry((entry_id, first, piece.frame)).or_insert_with(|| {
-                let (entry, chain, frame) = (entry.clone(), chain.clone(), piece.frame);
-                columns.push(Column { entry, chain, frame, wanted: Vec::new() });
-                columns.len() - 1
-            });
-            let column = columns.get_mut(place).ok_or_else(|| malformed("a frame of a chain that is not read"))?;
-            column.wanted.push((position, piece));
+/// Which chain of which entry: the entry lives as long as requests for it.
+type Id = (*const (), usize);
+
+/// The columns of requests for activations that are encoded given the layer below, and of the layers below them; and the
+/// requests for others.
+pub(super) fn columns(requests: Vec<Request<'_>>) -> Result<(Vec<Column<'_>>, Vec<Request<'_>>)> {
+    let chain = |request: &Request<'_>| chain_to(request.entry.header(), request.activation);
+    let id = |request: &Request<'_>, chain: &[usize]| -> Id {
+        (Arc::as_ptr(&request.entry).cast::<()>(), chain.first().copied().unwrap_or_default())
+    };
+    // The longest of each: the others are its beginnings.
+    let mut longest: BTreeMap<Id, Arc<Vec<usize>>> = BTreeMap::new();
+    for request in &requests {
+        let chain = chain(request);
+        let known = longest.entry(id(request, &chain)).or_default();
+        if chain.len() > known.len() {
+            *known = Arc::new(chain);
         }
     }
-    Ok(columns)
+    longest.retain(|_, chain| chain.len() > 1);
+    let (mut columns, mut alone): (BTreeMap<(Id, usize), Column<'_>>, Vec<_>) = Default::default();
+    for request in requests {
+        let own = chain(&request);
+        let id = id(&request, &own);
+        let Some(chain) = longest.get(&id) else {
+            alone.push(request);
+            continue;
+        };
+        let Request { entry, activation, rows, out } = request;
+        for piece in pieces(activation_of(entry.as_ref(), activation)?, rows, out)? {
+            let (entry, chain, frame) = (entry.clone(), chain.clone(), piece.frame);
+            let column = Column { entry, chain, frame, wanted: Vec::new() };
+            columns.entry((id, frame)).or_insert(column).wanted.push((own.len() - 1, piece));
+        }
+    }
+    Ok((columns.into_values().collect(), alone))
 }
 
 impl Column<'_> {
     pub(super) fn run(mut self) -> Result<()> {
         let entry = self.entry.clone();
-        let links = links(entry.as_ref(), &self.chain)?;
-        let ranges = self.ranges(&links)?;
+        let highest = self.wanted.iter().map(|(position, _)| position + 1).max().unwrap_or(0);
+        let links = links(entry.as_ref(), self.chain.get(..highest).unwrap_or_default())?;
+        let first = self.first(&links)?;
+        let links = links.get(first..).unwrap_or_default();
+        let ranges = self.ranges(links)?;
         let Some(row_bytes) = links.first().map(|link| link.activation.layout.row_bytes()) else { return Ok(()) };
         let row_bytes = size(row_bytes)?;
-        Buffers::default().decode(entry.as_ref(), &links, self.frame, &ranges, |position, rows| {
-            let wanted = self.wanted.iter_mut().filter(|(wanted, _)| *wanted == position);
+        Buffers::default().decode(entry.as_ref(), links, self.frame, &ranges, |position, rows| {
+            let wanted = self.wanted.iter_mut().filter(|(wanted, _)| *wanted == first + position);
             wanted.into_iter().try_for_each(|(_, piece)| copy(&ranges, rows, row_bytes, piece))
         })
+    }
+
+    /// The first link that has to be decoded: one below those wanted whose frame needs none below itself.
+    fn first(&self, links: &[Link<'_>]) -> Result<usize> {
+        let mut first = self.wanted.iter().map(|(position, _)| *position).min().unwrap_or(0);
+        while let Some(link) = links.get(first).filter(|_| first > 0) {
+            if frame_of(link.activation, self.frame)?.encoding != Encoding::Archive {
+                break;
+            }
+            first -= 1;
+        }
+        Ok(first)
     }
 
     /// Rows that are wanted of any activation, as far as decoding goes by more than one, in order.

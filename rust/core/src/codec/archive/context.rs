@@ -1,4 +1,4 @@
-//! Where a value is expected, given the one below it: FORMAT.md, section 7.2.
+//! Where a value is expected, given the one below it: FORMAT.md, section 7.4.
 //!
 //! Each loop has numbers of one size, so that it fills vectors of any kind: predictions are cut to their upper 16 bits, of
 //! which alone a place is made. Conditions are masks, which all vectors have.

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use super::super::zstd::Scratch;
 use super::super::{Codec, Coded, Encoding, Kernel, Model, Rows, decode_with};
 use super::*;
+use crate::tensor::Dtype;
 
 const WIDTHS: [usize; 6] = [1, 3, 31, 384, 513, 4096];
 const DTYPES: [Dtype; 2] = [Dtype::BFloat16, Dtype::Float16];
