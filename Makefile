@@ -10,7 +10,7 @@ RUST_SOURCES := $(shell find rust/core/src rust/python/src -name '*.rs') Cargo.t
 PYTHON_SOURCES := python tests demo_model benches
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-rust test-python check format wheel bench-env bench-codec clean
+.PHONY: demo test test-rust test-python check format wheel bench-env bench-codec fuzz clean
 
 demo: .stamps/installed
 	$(BIN)/actstore-cli demo
@@ -47,6 +47,23 @@ bench-env: .stamps/bench-environment
 bench-codec: target/bench-streams/index.json .stamps/installed
 	cargo build --release --quiet --package actstore --example codec_rounds
 	$(BENCH_VENV)/bin/python benches/codec.py $(BENCH)
+
+# Each target for FUZZ_SECONDS. Sanitizers are unstable, but stable compilers have them. What is new goes to
+# target/fuzz/corpus; `cargo fuzz cmin` picks what rust/fuzz/corpus keeps, which `test` runs.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := $(basename $(notdir $(wildcard rust/fuzz/fuzz_targets/*.rs)))
+FUZZ_OPTIONS := --fuzz-dir rust/fuzz --target-dir target/fuzz --no-trace-compares
+FUZZ_LIMITS := -max_len=12288 -malloc_limit_mb=64 -timeout=10
+
+fuzz:
+	@command -v cargo-fuzz > /dev/null || cargo install cargo-fuzz --locked --quiet
+	RUSTC_BOOTSTRAP=1 cargo fuzz build $(FUZZ_OPTIONS)
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		new=target/fuzz/corpus/$$target; mkdir -p $$new; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $(FUZZ_OPTIONS) $$target $$new rust/fuzz/corpus/$$target -- \
+			$(FUZZ_LIMITS) -max_total_time=$(FUZZ_SECONDS) > $$new.log 2>&1 || { tail -n 80 $$new.log; exit 1; }; \
+		echo "$$target: $$(sed -n 's/^Done //p' $$new.log)"; \
+	done
 
 clean:
 	rm -rf .stamps $(VENV) $(BENCH_VENV) dist target

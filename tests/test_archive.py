@@ -83,17 +83,18 @@ def test_it_is_smaller_than_planes(tmp_path: Path) -> None:
     assert sizes["archive"] < 0.95 * sizes["planes"]
 
 
-def test_a_store_that_is_opened_again_goes_on(tmp_path: Path) -> None:
+def test_a_store_that_is_opened_again_goes_on_with_its_models(tmp_path: Path) -> None:
     with actstore.create(tmp_path / "store", codec="archive") as store:
-        first = put(store, 2)
+        expected = put(store, 2)
+        before = encodings(store)[5]["archive"]
     with actstore.open(tmp_path / "store", "a") as store:
         with store.writer() as writer:
             for number in range(2, 5):
-                layers = stream(number, 50, np.float16)
+                # Too few rows to learn from.
+                layers = expected[f"k{number}"] = stream(number, 9, np.float16)
                 writer.put(key=f"k{number}", activations={f"resid_post.{i}": rows for i, rows in enumerate(layers)})
-                first[f"k{number}"] = layers
-        assert "archive" in encodings(store)[5]
-        for key, layers in first.items():
+        assert encodings(store)[5]["archive"] == before + 3
+        for key, layers in expected.items():
             assert store[key].numpy("resid_post.8").tobytes() == layers[8].tobytes()
 
 

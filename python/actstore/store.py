@@ -75,8 +75,9 @@ def create(
     optional = ("codec", "key_distance", "encoding", "dtype")
     settings = {name: value for name, value in options.items() if value is not None or name not in optional}
     for name, value in settings.items():
-        wanted = "a number of layers" if name == "key_distance" else "a string"
-        if type(value) is not (int if name == "key_distance" else str):
+        is_number = name == "key_distance"
+        wanted = "a number of layers" if is_number else "a string"
+        if isinstance(value, bool) or not isinstance(value, int if is_number else str):
             raise InvalidInputError("invalid_option", f"`{name}` is `{value!r}`; give {wanted}")
     size = parse_bytes("memory", memory)
     place = None if path is None else os.fspath(path)

@@ -50,8 +50,8 @@ def migrate(
     of an open target, and one entry more.
 
     The formats are `shards`, `lmdb` and `json`, or `auto` for what is found. A target that does not exist needs one,
-    and is created with `codec`, `key_distance`, `encoding`, `dtype` and `overflow` as for `create`; left out, they are those of the
-    source where the backend has them. One that exists must have what is given.
+    and is created with `codec`, `key_distance`, `encoding`, `dtype` and `overflow` as for `create`; left out, they are
+    those of the source where the backend has them. One that exists must have what is given.
 
     `keys`: these entries, in this order. `points`: these hook points of each entry, in any spelling; one without a
     layer, such as `resid_post`, at each of `layers`, and left out every point at `layers`. `on_conflict`: what becomes

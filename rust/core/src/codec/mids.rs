@@ -127,7 +127,8 @@ mod tests {
     fn fields_stand_one_after_the_other() {
         let mut out = vec![9];
         pack(&[1, 2, 3, 4, 5], 3, &mut out);
-        assert_eq!(out, [9, 0b11_010_001, 0b0_101_100_0]);
+        // From the highest bit: two of the 3, 2, 1; then 5, 4 and the last of the 3.
+        assert_eq!(out, [9, 0b1101_0001, 0b0101_1000]);
     }
 
     proptest! {

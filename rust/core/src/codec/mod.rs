@@ -7,7 +7,8 @@
 //! What a codec is free to choose is code here: which encoding a frame gets, and which model a hook point. `raw` stores
 //! rows as they are, `zstd` compresses whole frames. `planes` is for floats: it codes exponents, less the usual exponent
 //! of their channel, with a prefix code that all frames of a hook point share, and keeps signs and mantissas, which are
-//! noise. `archive` codes them given the layer below. Any model decodes exactly, so one learned from the first rows costs later ones at most size, never a bit.
+//! noise. `archive` codes them given the layer below. Any model decodes exactly, so one learned from the first rows costs
+//! later ones at most size, never a bit.
 
 mod archive;
 mod bits;
@@ -100,7 +101,7 @@ impl Codec {
             Codec::Zstd | Codec::Planes | Codec::Archive => PACKED_FRAME_BYTES,
         };
         let rows = (most / row_bytes.max(1)).max(1);
-        // Rows are decoded four at a time.
+        // Lanes decode as many segments each.
         if self.has_models() && rows > 4 { rows - rows % 4 } else { rows }
     }
 
@@ -196,16 +197,20 @@ fn encode_floats(
         out.truncate(start);
         return encode_zstd(rows, scratch, out);
     }
-    if size < len / REGULAR || zstd::finds_repeats(rows) {
-        let Scratch { general, packed, .. } = scratch;
-        packed.clear();
-        if zstd::compress(general, rows.bytes, packed) && packed.len() < size {
-            out.truncate(start);
-            out.extend_from_slice(packed);
-            return Encoding::Zstd;
-        }
+    let may_be_smaller = size < len / REGULAR || zstd::finds_repeats(rows);
+    if may_be_smaller && replace_by_zstd(rows, start, scratch, out) { Encoding::Zstd } else { encoding }
+}
+
+/// Puts a zstd frame in place of what is behind `start`, if it is smaller; says whether it is.
+fn replace_by_zstd(rows: Rows<'_>, start: usize, scratch: &mut Scratch, out: &mut Vec<u8>) -> bool {
+    let Scratch { general, packed, .. } = scratch;
+    packed.clear();
+    let is_smaller = zstd::compress(general, rows.bytes, packed) && packed.len() < out.len() - start;
+    if is_smaller {
+        out.truncate(start);
+        out.extend_from_slice(packed);
     }
-    encoding
+    is_smaller
 }
 
 /// A frame as it is stored, and what has to be known to decode it.

@@ -67,6 +67,8 @@ pub(super) fn unpack_lengths(bytes: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data")]
+
     use proptest::prelude::*;
 
     use super::*;

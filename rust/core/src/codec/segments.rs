@@ -139,7 +139,9 @@ mod tests {
                         "{row_values} {range:?}"
                     );
                     let (first, last) = (range.start / row_values, (range.end - 1) / row_values);
-                    assert!(first == last || range.start % row_values == 0 && range.end % row_values == 0);
+                    assert!(
+                        first == last || range.start.is_multiple_of(row_values) && range.end.is_multiple_of(row_values)
+                    );
                     assert_eq!(segments.channel(segment) % row_values, range.start % row_values);
                     assert_eq!([segments.segment_of(range.start), segments.segment_of(range.end - 1)], [segment; 2]);
                     assert_eq!(segments.covering(&range), segment..segment + 1);

@@ -1,23 +1,24 @@
 //! The codecs as their callers see them.
 
 #![allow(clippy::cast_possible_truncation, reason = "test data")]
+#![allow(clippy::single_range_in_vec_init, reason = "ranges of rows, of which there is one")]
 
 use proptest::prelude::*;
 
 use super::*;
 
 /// Deterministic bits (xorshift).
-struct Noise(u64);
+pub(in crate::codec) struct Noise(pub(in crate::codec) u64);
 
 impl Noise {
-    fn bits(&mut self) -> u64 {
+    pub(in crate::codec) fn bits(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    fn gauss(&mut self) -> f64 {
+    pub(in crate::codec) fn gauss(&mut self) -> f64 {
         (0..12).map(|_| (self.bits() >> 11) as f64 / (1_u64 << 53) as f64).sum::<f64>() - 6.0
     }
 }

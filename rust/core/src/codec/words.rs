@@ -43,7 +43,7 @@ impl Parts {
     }
 }
 
-/// Room for the parts of a frame's values from one on; of low plane k, `planes * k` bytes further.
+/// Room for the parts of a frame's values from one on; of low plane k, `stride * k` bytes further.
 pub(super) struct Apart<'a> {
     pub(super) symbols: &'a mut [u8],
     pub(super) mids: &'a mut [u8],

@@ -293,7 +293,8 @@ mod tests {
             let stored = &stored;
             let frame =
                 crate::codec::Coded { encoding, stored, dtype, row_values: 16, rows: 1, model: None, below: None };
-            let error = crate::codec::decode(&frame, &[0..1], &mut out);
+            let rows = 0..1;
+            let error = crate::codec::decode(&frame, &[rows], &mut out);
             assert_eq!(error.unwrap_err().to_string(), refused);
             Scratch::with(|scratch| scratch.symbols.capacity() + scratch.rest.capacity() + scratch.packed.capacity())
         });

@@ -1,8 +1,8 @@
 //! The bytes of an entry: its header, and the table of its activations and their frames.
 
-use super::{Fields, count, malformed, size, small, u32_of, u64_of};
 use std::collections::HashSet;
 
+use super::{Fields, count, malformed, size, small, u32_of, u64_of};
 use crate::codec::{Encoding, ModelId};
 use crate::entry::{ContentId, Document};
 use crate::error::{Error, Kind, Result};

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::super::bits::{WORD, load};
+use super::super::bits::load;
 use super::super::index::{ESCAPES, Fields, Index, WIDE};
 use super::super::kernel::Kernel;
 use super::super::zstd::{Scratch, room};
@@ -17,8 +17,6 @@ use crate::tensor::Dtype;
 
 /// Bits of a row's step.
 const STEP_BITS: u32 = 4;
-/// Above the bits of a word, as [`load`] has it.
-const SENTINEL: u64 = 1 << 63;
 /// Symbols in upper bytes from here on are escapes.
 const ESCAPE_ABOVE: u16 = ESCAPE_SYMBOL << 8;
 /// Values among which escapes are looked for together.
@@ -202,20 +200,10 @@ impl<'a> Lane<'a> {
     fn finish(self, table: &Table, codes: &[u8]) {
         let mut at = self.at;
         for places in self.places.chunks_mut(TOGETHER) {
-            let mut bits = load_within(codes, at);
+            let mut bits = load(codes, at);
             places.iter_mut().for_each(|place| look_up(table, place, &mut bits));
             at += bits.leading_zeros() as usize;
         }
-    }
-}
-
-/// [`load`], with one comparison where there are as many bytes.
-#[inline(always)]
-fn load_within(codes: &[u8], at: usize) -> u64 {
-    let byte = at >> 3;
-    match codes.get(byte..byte + WORD).and_then(<[u8]>::first_chunk) {
-        Some(word) => u64::from_le_bytes(*word) >> (at & 7) | SENTINEL,
-        None => load(codes, at),
     }
 }
 
@@ -234,8 +222,8 @@ fn read_codes(table: &Table, codes: &[u8], lanes: [Lane<'_>; LANES]) {
     let (words_a, words_b) = (a.split_off(words), b.split_off(words));
     let (words_c, words_d) = (c.split_off(words), d.split_off(words));
     for ((word_a, word_b), (word_c, word_d)) in words_a.zip(words_b).zip(words_c.zip(words_d)) {
-        let (mut bits_a, mut bits_b) = (load_within(codes, a.at), load_within(codes, b.at));
-        let (mut bits_c, mut bits_d) = (load_within(codes, c.at), load_within(codes, d.at));
+        let (mut bits_a, mut bits_b) = (load(codes, a.at), load(codes, b.at));
+        let (mut bits_c, mut bits_d) = (load(codes, c.at), load(codes, d.at));
         for i in 0..TOGETHER {
             look_up(table, &mut word_a[i], &mut bits_a);
             look_up(table, &mut word_b[i], &mut bits_b);

@@ -1,11 +1,14 @@
 //! Frames as their callers see them, and by the text.
 
 #![allow(clippy::cast_possible_truncation, reason = "test data")]
+#![allow(clippy::single_range_in_vec_init, reason = "ranges of rows, of which there is one")]
+#![allow(clippy::type_complexity, reason = "the parts of a frame")]
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::super::tests::Noise;
 use super::super::zstd::Scratch;
 use super::super::{Codec, Coded, Encoding, Kernel, Model, Rows, decode_with};
 use super::*;
@@ -23,22 +26,6 @@ enum Kind {
     Special,
 }
 const KINDS: [Kind; 5] = [Kind::Correlated, Kind::Gauss, Kind::Random, Kind::Zeros, Kind::Special];
-
-/// Deterministic bits (xorshift).
-struct Noise(u64);
-
-impl Noise {
-    fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn gauss(&mut self) -> f64 {
-        (0..12).map(|_| (self.bits() >> 11) as f64 / (1_u64 << 53) as f64).sum::<f64>() - 6.0
-    }
-}
 
 fn half(dtype: Dtype, value: f64) -> [u8; 2] {
     if dtype == Dtype::BFloat16 { bf16::from_f64(value).to_le_bytes() } else { f16::from_f64(value).to_le_bytes() }
@@ -204,8 +191,8 @@ fn by_the_book(stored: &[u8], rows: Rows<'_>, model: &Model) -> Vec<u8> {
                 continue;
             }
             let rest = bits(raws, value * raw, raw) as i64;
-            let from_base = (base + symbol as i64 / 2 << raw) + rest;
-            let signs = i64::from(negative) + symbol as i64 % 2 << 15;
+            let from_base = ((base + symbol as i64 / 2) << raw) + rest;
+            let signs = (i64::from(negative) + symbol as i64 % 2) << 15;
             out.extend(((from_base + signs) as u16).to_le_bytes());
         }
         start += size;

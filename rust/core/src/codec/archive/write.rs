@@ -182,6 +182,8 @@ fn put_codes(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data")]
+
     use super::*;
 
     /// What [`STEPS`] are.
