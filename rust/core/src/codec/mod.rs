@@ -288,7 +288,7 @@ pub fn decode_with(kernel: Kernel, frame: &Coded<'_>, rows: &[Range<u64>], out: 
         Encoding::Zstd => {
             zstd::check(frame.stored, bytes)?;
             Scratch::with(|Scratch { decoder, rest, .. }| {
-                if ranges.first().is_some_and(|range| *range == (0..range.len()) && out.len() == bytes) {
+                if matches!(ranges, [range] if range.len() * row_bytes == bytes) {
                     return zstd::decompress(decoder, frame.stored, out);
                 }
                 let whole = room(rest, bytes);

@@ -435,6 +435,20 @@ fn what_is_around_a_frame_must_fit_it() {
 }
 
 #[test]
+fn rows_come_as_often_as_they_are_asked_for() {
+    let bytes = data(FewRows, Dtype::BFloat16, 20, 31);
+    let whole = rows(Dtype::BFloat16, 31, &bytes);
+    for codec in [Codec::Raw, Codec::Zstd, Codec::Planes] {
+        let mut stored = Vec::new();
+        let encoding = codec.encode(whole, None, &mut stored);
+        let ranges = [0..10, 0..10];
+        let mut out = vec![0; bytes.len()];
+        decode(&coded(encoding, &stored, whole, None), &ranges, &mut out).unwrap();
+        assert!(out == bytes[..10 * 62].repeat(2), "{codec:?} {encoding:?}");
+    }
+}
+
+#[test]
 fn rows_are_those_of_the_frame_and_fill_the_buffer() {
     let (bytes, stored, model) = planes_frame();
     let whole = rows(Dtype::BFloat16, 31, &bytes);
