@@ -256,6 +256,7 @@ def test_what_is_per_row_is_fine_for_one_row(llama: Any, tokenizer: Any) -> None
     assert recorder.store["stopped"].token_ids == made[0].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 def test_defaults_spelled_out_are_fine(llama: Any) -> None:
     batch = models.padded([3, 6], "left")
     with actstore.capture(llama) as recorder:

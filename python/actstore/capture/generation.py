@@ -54,6 +54,8 @@ _REFUSED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
     "token_healing": (_is_set, "it rewrites the prompt; leave it out"),
     "inputs_embeds": (lambda value, _: value is not None, "rows without token ids; pass `input_ids`"),
     "past_key_values": (lambda value, _: has_past(value), "the rows of the cached tokens are lost; start without"),
+    # What later versions of transformers call it.
+    "cache": (lambda value, _: has_past(value), "the rows of the cached tokens are lost; start without"),
     "cache_implementation": (lambda value, _: value == "paged", "continuous batching mixes rows; leave it out"),
 }
 _UNCOMPILED_CACHES = ("dynamic", "dynamic_full", "offloaded", "quantized")
@@ -113,8 +115,9 @@ class Request:
 
     def _is_compiled(self) -> bool:
         """Whether `generate` compiles decoding steps, on devices where it does."""
-        cache, past = self.option("cache_implementation"), self.option("past_key_values")
-        is_static = cache not in (None, *_UNCOMPILED_CACHES) or getattr(past, "is_compileable", False)
+        given = (self.option(name) for name in ("past_key_values", "cache"))
+        is_static = self.option("cache_implementation") not in (None, *_UNCOMPILED_CACHES)
+        is_static = is_static or any(getattr(cache, "is_compileable", False) for cache in given)
         return bool(is_static and not self.option("disable_compile"))
 
 
