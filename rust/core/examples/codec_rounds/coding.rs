@@ -174,7 +174,7 @@ impl Coding {
                 "raw": stream.bytes.len(),
                 "stored": stored.iter().map(|stored| stored.bytes.len()).sum::<usize>(),
                 "frames": frames().count(),
-                "model": plan.model.as_ref().map_or(0, |model| model.bytes().len()),
+                "model": plan.model.as_ref().map_or(0, |model| model.stored().len()),
                 "depth": plan.depth,
                 "encodings": encodings.filter(|(_, count)| *count != 0).collect::<serde_json::Map<_, _>>(),
             }));

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::super::bits::load;
-use super::super::index::{ESCAPES, Fields, Index, WIDE};
+use super::super::index::{ESCAPES, Fields, Index};
 use super::super::kernel::Kernel;
 use super::super::zstd::{Scratch, room};
 use super::super::{Coded, malformed, mids};
@@ -71,14 +71,14 @@ impl<'a> Parsed<'a> {
     fn of<H: Half>(shape: Shape, coder: &'a Coder, stored: &'a [u8]) -> Result<Self> {
         let mut fields = Fields(stored);
         let &[flags] = fields.array()?;
-        if flags & !(WIDE | ESCAPES) != 0 {
+        if flags & !ESCAPES != 0 {
             return Err(malformed(format!("a frame given the layer below with flags `{flags}`")));
         }
         let steps = fields.take(mids::packed_len(shape.values / shape.row_values, STEP_BITS))?;
         let raws = fields.take(mids::packed_len(shape.values, H::RAW))?;
         let segments = shape.segments.count();
         let index = Index::read(flags, segments, &mut fields)?;
-        let codes = fields.take(index.bits_before(segments))?;
+        let codes = fields.take(index.length_before(segments))?;
         let (escapes, rest) = fields.0.as_chunks::<2>();
         if escapes.len() != index.all_escapes() || !rest.is_empty() {
             return Err(malformed("a frame does not end with its escapes"));
@@ -149,7 +149,7 @@ impl<'a> Parsed<'a> {
         let (period, longest) = (self.shape.segments.period(), self.shape.segments.longest());
         let places = places.chunks_mut(period).flat_map(|period| period.chunks_mut(longest));
         let lanes = (first..).zip(places);
-        let mut lanes = lanes.map(|(segment, places)| Lane { at: 8 * self.index.bits_before(segment), places });
+        let mut lanes = lanes.map(|(segment, places)| Lane { at: 8 * self.index.length_before(segment), places });
         while let Some(lane) = lanes.next() {
             let [second, third, fourth] = [lanes.next(), lanes.next(), lanes.next()].map(Option::unwrap_or_default);
             read_codes(self.coder.table(), self.codes, [lane, second, third, fourth]);

@@ -7,13 +7,16 @@ use super::super::float::Float;
 use super::super::kernel::Kernel;
 use super::super::model::SAMPLE_SHARE;
 use super::super::prefix::{pack_lengths, unpack_lengths};
-use super::super::segments::{Piece, SEGMENT, Segments};
-use super::super::words::{Apart, ESCAPE, Parts, ZERO, classify, split};
+use super::super::segments::{SEGMENT, Segments};
+use super::super::words::{Apart, Parts, ZERO, classify, split};
 use super::super::{Encoding, Fitted, Model, Rows, malformed};
 use crate::error::Result;
 
 /// Fewest rows that a bias for each channel is learned from: below them a channel's mean follows its few values.
 const MIN_SAMPLE_ROWS: usize = 32;
+/// How far a bias is moved at once from where it is, and how often, to where its channel costs least.
+const NEARBY: u8 = 3;
+const MOVES: usize = 3;
 /// Codes that lose more than this part of all bits to an ideal one are not used.
 const WORTH: f64 = 64.0;
 /// Bytes of the code's lengths.
@@ -55,7 +58,7 @@ impl Coder {
         if learned.loses(parts, symbols, mids) {
             return None;
         }
-        let bytes = bytes_of(&learned, None);
+        let bytes = learned.bytes();
         Some((Self::read(&bytes).ok()?, bytes))
     }
 
@@ -75,38 +78,104 @@ impl Coder {
         self.biases.get(first..).unwrap_or_default()
     }
 
+    /// The biases of the channels of a row; or all the same, for some values.
+    fn biases_of_row(&self) -> &[u8] {
+        if self.is_uniform { &self.biases } else { self.biases.get(..self.row_values).unwrap_or_default() }
+    }
+
     pub(super) fn table(&self) -> &Table {
         self.table.get_or_init(|| Table::new(&self.code))
     }
 }
 
-/// A window of classes, the code for it, and what both cost.
+/// Biases, of the channels or one for all, the code for them, and what a sample costs with both.
 struct Learned {
-    start: u8,
+    biases: Vec<u8>,
     code: Code,
     bits: u64,
 }
 
 impl Learned {
-    /// Of symbols, or of residuals, that occur so often; `zeros` of them have symbol 0.
-    fn of(histogram: &Histogram, zeros: u64) -> Option<Self> {
-        let at = |index: usize| histogram.get(index % histogram.len()).copied().unwrap_or(0);
+    /// The best window of classes for residuals from `means` that occur so often, and for so many zeros.
+    fn of(means: &[u8], residuals: &Histogram, zeros: u64) -> Option<Self> {
+        let at = |index: usize| residuals.get(index % residuals.len()).copied().unwrap_or(0);
         let within = |start: usize| (0..usize::from(ZERO)).map(|class| at(start + class)).sum::<u64>();
-        // The first of the best: `max_by_key` would take the last.
-        let start = (0..histogram.len()).rev().max_by_key(|&start| within(start))?;
-        let mut counts = [0; CLASSES];
-        for (class, count) in counts.iter_mut().take(usize::from(ZERO)).enumerate() {
-            *count = at(start + class);
-        }
-        let escapes = histogram.iter().sum::<u64>() - within(start);
-        for (class, count) in [(ZERO, zeros), (ESCAPE, escapes)] {
-            if let Some(place) = counts.get_mut(usize::from(class)) {
-                *place = count;
+        let all = residuals.iter().sum::<u64>();
+        let most = (0..residuals.len()).map(within).max()?;
+        // What a code costs differs by less than this between windows.
+        let worth_a_try = (0..residuals.len()).filter(|&start| within(start) + all / 16 >= most);
+        let costs = worth_a_try.filter_map(|start| {
+            let mut counts = [0; CLASSES];
+            let [classes @ .., zero, escape] = &mut counts;
+            classes.iter_mut().enumerate().for_each(|(class, count)| *count = at(start + class));
+            (*zero, *escape) = (zeros, all - within(start));
+            let (code, bits) = cost(&counts)?;
+            Some((start, code, bits))
+        });
+        let (start, code, bits) = costs.min_by_key(|&(_, _, bits)| bits)?;
+        let start = u8::try_from(start).unwrap_or(0);
+        Some(Self { biases: means.iter().map(|mean| mean.wrapping_add(start)).collect(), code, bits })
+    }
+
+    /// With one bias.
+    fn uniform(symbols: &Histogram) -> Option<Self> {
+        let mut symbols = *symbols;
+        let [zeros, ..] = &mut symbols;
+        let zeros = std::mem::take(zeros);
+        Self::of(&[0], &symbols, zeros)
+    }
+
+    /// With a bias for each channel of a sample: at first its mean, then moved to where the code makes it cost less.
+    fn each(means: &[u8], symbols: &[u8]) -> Option<Self> {
+        let (mut residuals, mut zeros) = ([0; 256], 0);
+        for row in symbols.chunks_exact(means.len()) {
+            for (&symbol, &mean) in row.iter().zip(means) {
+                match residuals.get_mut(usize::from(symbol.wrapping_sub(mean))) {
+                    Some(count) if symbol != 0 => *count += 1,
+                    _ => zeros += 1,
+                }
             }
         }
-        let code = Code::fit(&counts)?;
-        let bits = code.bits(&counts) + 8 * escapes;
-        Some(Self { start: u8::try_from(start).unwrap_or(0), code, bits })
+        let mut best = Self::of(means, &residuals, zeros)?;
+        for _ in 0..MOVES {
+            let biases = best.moved(symbols);
+            let (code, bits) = cost(&count(&biases, symbols)?)?;
+            if bits >= best.bits {
+                break;
+            }
+            best = Self { biases, code, bits };
+        }
+        Some(best)
+    }
+
+    /// Of each channel the nearby bias with which its values cost least.
+    fn moved(&self, symbols: &[u8]) -> Vec<u8> {
+        let escape = u32::from(self.code.lengths.last().copied().unwrap_or(0)) + 8;
+        let mut prices = [escape; 256];
+        for (price, &length) in prices.iter_mut().zip(&self.code.lengths).take(usize::from(ZERO)) {
+            *price = u32::from(length);
+        }
+        let price = |residual: u8| prices.get(usize::from(residual)).copied().unwrap_or(0);
+        let mut costs = vec![[0; 2 * NEARBY as usize + 1]; self.biases.len()];
+        for row in symbols.chunks_exact(self.biases.len()) {
+            for ((&symbol, &bias), costs) in row.iter().zip(&self.biases).zip(&mut costs) {
+                if symbol != 0 {
+                    let lowest = symbol.wrapping_sub(bias).wrapping_add(NEARBY);
+                    (0..).zip(costs).for_each(|(by, cost)| *cost += price(lowest.wrapping_sub(by)));
+                }
+            }
+        }
+        // Of equal ones, the nearest.
+        let order = |by: u8, cost: u32| (cost, by.abs_diff(NEARBY));
+        let best =
+            |costs: &[u32]| (0..).zip(costs).min_by_key(|&(by, &cost)| order(by, cost)).map_or(NEARBY, |(by, _)| by);
+        let moved = self.biases.iter().zip(&costs);
+        moved.map(|(bias, costs)| bias.wrapping_add(best(costs)).wrapping_sub(NEARBY)).collect()
+    }
+
+    /// As it is stored.
+    fn bytes(&self) -> Vec<u8> {
+        [&pack_lengths(&self.code.lengths)[..], &self.biases].concat()
     }
 
     /// Whether the highest bytes of values would be much smaller with an ideal code of them all.
@@ -121,19 +190,28 @@ impl Learned {
         let lost = (self.bits + u64::from(parts.mid) * values) as f64 - ideal;
         lost * WORTH > (self.bits + parts.kept_bits() * values) as f64
     }
-
-    fn uniform(symbols: &Histogram) -> Option<Self> {
-        let mut symbols = *symbols;
-        let [zeros, ..] = &mut symbols;
-        let zeros = std::mem::take(zeros);
-        Self::of(&symbols, zeros)
-    }
 }
 
-fn bytes_of(learned: &Learned, means: Option<&[u8]>) -> Vec<u8> {
-    let mut bytes = pack_lengths(&learned.code.lengths);
-    bytes.extend(means.unwrap_or(&[0]).iter().map(|mean| mean.wrapping_add(learned.start)));
-    bytes
+/// The best code of classes that occur so often, and bits of these with it, escapes included.
+fn cost(counts: &[u64; CLASSES]) -> Option<(Code, u64)> {
+    let [.., escapes] = counts;
+    let code = Code::fit(counts)?;
+    let bits = code.bits(counts) + 8 * escapes;
+    Some((code, bits))
+}
+
+/// How often each class occurs in rows of channels with these biases.
+fn count(biases: &[u8], symbols: &[u8]) -> Option<[u64; CLASSES]> {
+    let mut counts = [0; CLASSES];
+    let mut classes = vec![0; biases.len()];
+    for row in symbols.chunks(biases.len()) {
+        let classes = classes.get_mut(..row.len())?;
+        classify(Kernel::detect(), row, biases, classes);
+        for &class in &*classes {
+            *counts.get_mut(usize::from(class))? += 1;
+        }
+    }
+    Some(counts)
 }
 
 fn histogram(bytes: impl Iterator<Item = u8>) -> Histogram {
@@ -160,46 +238,21 @@ pub(in super::super) fn fit(sample: Rows<'_>) -> Option<Fitted> {
     let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
     let (symbols, mids) = parts_of(parts, sample.bytes);
     let uniform = Learned::uniform(&histogram(symbols.iter().copied()))?;
-    let means = means(Float::of(sample.dtype)?, parts, channels, &symbols);
-    let mut residuals = [0; 256];
-    let mut zeros = 0;
-    for row in symbols.chunks_exact(channels) {
-        for (&symbol, &mean) in row.iter().zip(&means) {
-            match residuals.get_mut(usize::from(symbol.wrapping_sub(mean))) {
-                Some(count) if symbol != 0 => *count += 1,
-                _ => zeros += 1,
-            }
-        }
-    }
-    let each = Learned::of(&residuals, zeros)?;
+    let each = Learned::each(&means(Float::of(sample.dtype)?, parts, channels, &symbols), &symbols)?;
     let saved_bytes = (uniform.bits as f64 - each.bits as f64) / 8.0;
     let enough = symbols.len() / channels >= MIN_SAMPLE_ROWS;
-    let (best, means) = if enough && saved_bytes * SAMPLE_SHARE > channels as f64 {
-        (each, Some(means.as_slice()))
-    } else {
-        (uniform, None)
-    };
+    let best = if enough && saved_bytes * SAMPLE_SHARE > channels as f64 { each } else { uniform };
     let bits = best.bits + parts.kept_bits() * symbols.len() as u64;
-    let model = Model::of(Encoding::Planes, &bytes_of(&best, means));
+    let model = Model::of(Encoding::Planes, &best.bytes());
     (!best.loses(parts, &symbols, &mids)).then_some(Fitted { model, bits })
 }
 
 /// Bits of a sample's symbols with a coder that was fitted to another.
 pub(in super::super) fn bits(sample: Rows<'_>, coder: &Coder) -> Option<u64> {
     let parts = Parts::of(sample.dtype)?;
-    let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
+    usize::try_from(sample.row_values).ok().filter(|&channels| coder.fits(channels))?;
     let (symbols, _) = parts_of(parts, sample.bytes);
-    let segments = Segments::new(symbols.len(), channels);
-    let mut classes = [0; SEGMENT];
-    let mut counts = [0; CLASSES];
-    for Piece { values, channel } in segments.pieces(0..segments.count()) {
-        let symbols = symbols.get(values)?;
-        let classes = classes.get_mut(..symbols.len())?;
-        classify(Kernel::detect(), symbols, coder.biases(channel), classes);
-        for &class in &*classes {
-            *counts.get_mut(usize::from(class))? += 1;
-        }
-    }
+    let counts = count(coder.biases_of_row(), &symbols)?;
     let [.., escapes] = counts;
     Some(coder.code.bits(&counts) + 8 * escapes + parts.kept_bits() * symbols.len() as u64)
 }

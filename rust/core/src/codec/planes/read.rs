@@ -5,7 +5,7 @@ use std::ops::Range;
 use ::zstd::zstd_safe::DCtx;
 
 use super::super::classes::{Decoded, Lane, PLACES, SLACK};
-use super::super::index::{ESCAPES, Fields, Index, WIDE};
+use super::super::index::{ESCAPES, Fields, Index};
 use super::super::kernel::Kernel;
 use super::super::segments::{Piece, SEGMENT, Segments};
 use super::super::words::{Lows, add_mids, each_escape, join, symbols};
@@ -85,7 +85,7 @@ impl<'a> Parsed<'a> {
         let &[flags, packed] = fields.array()?;
         // Of a plane of tops the symbols are no part by themselves.
         let shape = if flags == PLANE { shape.with_tops() } else { shape };
-        let known = flags == PLANE || flags & !(OWN | WIDE | ESCAPES) == 0;
+        let known = flags == PLANE || flags & !(OWN | ESCAPES) == 0;
         if !known || packed >> shape.parts.lows() != 0 {
             return Err(malformed(format!("a frame of planes with flags `{flags}` and `{packed}`")));
         }
@@ -192,7 +192,7 @@ impl<'a> Codes<'a> {
         let index = Index::read(flags, segments, &mut fields)?;
         let bits = fields.0.len().checked_sub(index.all_escapes());
         let bits = fields.take(bits.ok_or_else(|| malformed("a frame is cut short"))?)?;
-        if bits.len() != index.bits_before(segments).div_ceil(8) {
+        if bits.len() != index.length_before(segments).div_ceil(8) {
             return Err(malformed("the codes of a frame are not as long as its index says"));
         }
         Ok(Self { coder, index, bits, escapes: fields.0 })
@@ -211,7 +211,7 @@ impl<'a> Codes<'a> {
             let first = (group.start + number * each).min(group.end);
             let due = segments.start((first + each).min(group.end)) - segments.start(first);
             let place = number * stride;
-            Lane { at: self.index.bits_before(first), place, end: place + due }
+            Lane { at: self.index.length_before(first), place, end: place + due }
         };
         let table = self.coder.table();
         if group.len() == 1 {

@@ -54,13 +54,10 @@ fn read_model(view: &View<'_>, id: &ModelId) -> Result<Model, Failure> {
     let mut failed = malformed("frames name a model that the store does not have");
     for copy in 0..MODEL_COPIES {
         match view.value(view.tables.models, &model_key(id, copy), RecordType::Model, copy.into()) {
-            Ok(Some(bytes)) => {
-                let model = Model::new(bytes.to_vec());
-                if model.id() == *id {
-                    return Ok(model);
-                }
-                failed = malformed("a model is not the one it is said to be");
-            }
+            Ok(Some(bytes)) => match Model::read(&bytes, id) {
+                Ok(model) => return Ok(model),
+                Err(error) => failed = error,
+            },
             Ok(None) => {}
             Err(Failure::Ours(error)) => failed = error,
             Err(failure) => return Err(failure),

@@ -105,8 +105,7 @@ impl Shard {
     }
 
     fn read_model(&self, offset: u64, id: &ModelId) -> Result<Arc<Model>> {
-        let model = Model::new(self.read_record(offset, RecordType::Model)?);
-        if model.id() == *id { Ok(Arc::new(model)) } else { Err(malformed("a model is not the one it is said to be")) }
+        Model::read(&self.read_record(offset, RecordType::Model)?, id).map(Arc::new)
     }
 
     fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
