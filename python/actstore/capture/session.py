@@ -136,7 +136,8 @@ class Session:
                 "rows need tokens, but the model was called without `input_ids` of shape [batch, tokens]; pass them"
             )
             raise CaptureError("rows_not_tokens", message)
-        if has_past(named.get("past_key_values")):
+        # The second is what later versions of transformers call it.
+        if any(has_past(named.get(name)) for name in ("past_key_values", "cache")):
             message = "a forward that continues a cache has the rows of a part of its tokens; use `generate`"
             raise CaptureError("unsupported_generation", message)
         packed = next((name for name in _PACKED if named.get(name) is not None), None)
