@@ -22,6 +22,8 @@ const WINDOW: u32 = 11;
 const FOUND: usize = 6;
 /// Look-ups between two loads of bits.
 const LOOKUPS: usize = super::bits::LOADED / WINDOW as usize;
+/// The same where the bits of the last of them are not known when more are loaded, nor whole bytes.
+const LOOKUPS_ALONE: usize = (63 - 7) / WINDOW as usize - 1;
 /// Bytes that a look-up writes.
 const WRITTEN: usize = 8;
 /// Places for classes: a power of two, so that a mask bounds them.
@@ -184,6 +186,9 @@ impl Table {
     /// find classes behind its own, which mean nothing, and stays where it is.
     #[inline(always)]
     pub(super) fn decode_portably<const N: usize>(&self, bits: &[u8], mut lanes: [Lane; N], out: &mut Decoded) {
+        if let [lane] = lanes[..] {
+            return self.decode_alone(bits, lane, out);
+        }
         while lanes.iter().fold(false, |any, lane| any | (lane.place < lane.end)) {
             let mut words = [0; N];
             for (word, lane) in words.iter_mut().zip(&lanes) {
@@ -191,12 +196,7 @@ impl Table {
             }
             for _ in 0..LOOKUPS {
                 for (word, lane) in words.iter_mut().zip(&mut lanes) {
-                    let entry = self.0[(*word & ((1 << WINDOW) - 1)) as usize];
-                    let place = lane.place & (PLACES - 1);
-                    out[place..place + WRITTEN].copy_from_slice(&entry.rotate_right(8).to_le_bytes());
-                    // Of a shift, only the lowest six bits count.
-                    *word = word.wrapping_shr((entry & 0xFF) as u32);
-                    lane.place = place + (entry >> 56) as usize;
+                    *word = word.wrapping_shr(self.look_up(*word, &mut lane.place, out));
                 }
             }
             for (word, lane) in words.iter().zip(&mut lanes) {
@@ -204,6 +204,33 @@ impl Table {
                 lane.place = lane.place.min(lane.end);
             }
         }
+    }
+
+    /// One lane: nothing else is there to do while bits are loaded, so they are loaded before it is known how many the
+    /// last look-up before them takes.
+    #[inline(always)]
+    fn decode_alone(&self, bits: &[u8], Lane { at, mut place, end }: Lane, out: &mut Decoded) {
+        let (mut start, mut word) = (at & !7, load(bits, at & !7) >> (at & 7));
+        while place < end {
+            for _ in 1..LOOKUPS_ALONE {
+                word = word.wrapping_shr(self.look_up(word, &mut place, out));
+            }
+            let at = start + word.leading_zeros() as usize;
+            start = at & !7;
+            let next = load(bits, start);
+            word = next >> ((at & 7) + (self.look_up(word, &mut place, out) & 63) as usize);
+        }
+    }
+
+    /// Writes the classes that a word begins with to a place and puts it behind them; says how many bits they are, in the
+    /// lowest six bits.
+    #[inline(always)]
+    fn look_up(&self, word: u64, place: &mut usize, out: &mut Decoded) -> u32 {
+        let entry = self.0[(word & ((1 << WINDOW) - 1)) as usize];
+        let at = *place & (PLACES - 1);
+        out[at..at + WRITTEN].copy_from_slice(&entry.rotate_right(8).to_le_bytes());
+        *place = at + (entry >> 56) as usize;
+        (entry & 0xFF) as u32
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) const ESCAPES: u8 = 2;
 /// Bits of the least length.
 const BASE_BITS: u32 = 12;
 /// Planes of high bits of lengths: lengths have no more bits than the least.
-const MOST_PLANES: u16 = BASE_BITS as u16 - 8;
+const MOST_PLANES: usize = BASE_BITS as usize - 8;
 /// The number of a segment's values that stand elsewhere, less 1, has one plane of high bits.
 const MANY_ESCAPES: u16 = 1 << 15;
 
@@ -59,7 +59,7 @@ impl Counts {
 /// How many planes of high bits numbers need.
 fn planes_of(numbers: &[u16]) -> u16 {
     let largest = numbers.iter().copied().max().unwrap_or(0);
-    (u16::BITS - (largest >> 8).leading_zeros()) as u16
+    (0..8).find(|plane| largest >> (8 + plane) == 0).unwrap_or(8)
 }
 
 fn put(out: &mut Vec<u8>, planes: u16, numbers: &[u16]) {
@@ -87,11 +87,11 @@ impl<'a> Index<'a> {
     pub(super) fn read(flags: u8, segments: usize, fields: &mut Fields<'a>) -> Result<Self> {
         let head = u16::from_le_bytes(*fields.array()?);
         let has_escapes = flags & ESCAPES != 0;
-        let planes = (head & !MANY_ESCAPES) >> BASE_BITS;
+        let planes = usize::from((head & !MANY_ESCAPES) >> BASE_BITS);
         if planes > MOST_PLANES || head >= MANY_ESCAPES && !has_escapes {
             return Err(malformed(format!("an index that begins with `{head}`")));
         }
-        let lengths = Numbers::read(segments, usize::from(planes), fields)?;
+        let lengths = Numbers::read(segments, planes, fields)?;
         let marks = fields.take(if has_escapes { segments.div_ceil(8) } else { 0 })?;
         let escapes = Numbers::read(ones(marks), usize::from(head >= MANY_ESCAPES), fields)?;
         Ok(Self { base: usize::from(head & ((1 << BASE_BITS) - 1)), lengths, marks, escapes })
@@ -163,11 +163,21 @@ impl<'a> Numbers<'a> {
     /// The sum of the first of them.
     fn sum(&self, count: usize) -> usize {
         let low = self.low.get(..count).unwrap_or(self.low);
-        // Sums of 128 bytes fit 16 bits, of which a vector has twice as many as of 32.
-        let some = |low: &[u8]| low.iter().fold(0_u16, |sum, &number| sum.wrapping_add(u16::from(number)));
-        let low = low.chunks(128).map(|low| usize::from(some(low))).sum::<usize>();
-        low + self.planes().map(|(shift, plane)| ones_before(plane, count) << shift).sum::<usize>()
+        sum(low) + self.planes().map(|(shift, plane)| ones_before(plane, count) << shift).sum::<usize>()
     }
+}
+
+/// The sum of bytes: of eight at a time in four sums of 16 bits, which no more than 32 times eight can fill.
+fn sum(bytes: &[u8]) -> usize {
+    const FOURS: u64 = 0x0001_0001_0001_0001;
+    const LOW: u64 = 0xFF * FOURS;
+    let (words, rest) = bytes.as_chunks::<8>();
+    let add = |sums: u64, word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        sums + (word & LOW) + (word >> 8 & LOW)
+    };
+    let some = |words: &[[u8; 8]]| (words.iter().fold(0, add).wrapping_mul(FOURS) >> 48) as usize;
+    words.chunks(32).map(some).sum::<usize>() + rest.iter().map(|&byte| usize::from(byte)).sum::<usize>()
 }
 
 fn bit(bits: &[u8], at: usize) -> usize {

@@ -54,7 +54,7 @@ fn read_model(view: &View<'_>, id: &ModelId) -> Result<Model, Failure> {
     let mut failed = malformed("frames name a model that the store does not have");
     for copy in 0..MODEL_COPIES {
         match view.value(view.tables.models, &model_key(id, copy), RecordType::Model, copy.into()) {
-            Ok(Some(bytes)) => match Model::read(&bytes, id) {
+            Ok(Some(bytes)) => match Model::read(bytes, id) {
                 Ok(model) => return Ok(model),
                 Err(error) => failed = error,
             },

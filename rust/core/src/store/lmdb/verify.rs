@@ -161,7 +161,7 @@ fn check_model(view: &View<'_>, key: &[u8], value: &[u8]) -> Result<(), Failure>
     let (id, copy) = model_of_key(key)?;
     let check = || -> Result<(), Failure> {
         let bytes = checked_value(value, RecordType::Model, copy.into(), view.store)?;
-        Model::read(&bytes, &id)?;
+        Model::read(bytes, &id)?;
         if copy >= MODEL_COPIES {
             return Err(malformed("there are no such copies").into());
         }
