@@ -22,15 +22,16 @@ const WINDOW: u32 = 11;
 const FOUND: usize = 6;
 /// Look-ups between two loads of bits.
 const LOOKUPS: usize = super::bits::LOADED / WINDOW as usize;
-/// The same where the bits of the last of them are not known when more are loaded, nor whole bytes.
-const LOOKUPS_ALONE: usize = (63 - 7) / WINDOW as usize - 1;
+/// The same where more bits are loaded before it is known how many the last look-up takes: of 63, up to 7 of a byte that
+/// has begun are skipped, and those that this look-up takes.
+const LOOKUPS_ALONE: usize = (63 - 7 - WINDOW as usize) / WINDOW as usize;
 /// Bytes that a look-up writes.
 const WRITTEN: usize = 8;
 /// Places for classes: a power of two, so that a mask bounds them.
 pub(super) const PLACES: usize = 1 << 15;
 /// Places that lanes leave free behind their own: what the look-ups between two loads find, and the last one writes.
 pub(super) const SLACK: usize = 40;
-const _: () = assert!(LOOKUPS * FOUND + WRITTEN <= SLACK);
+const _: () = assert!(LOOKUPS * FOUND + WRITTEN <= SLACK && LOOKUPS_ALONE <= LOOKUPS);
 
 /// Where decoded classes go.
 pub(super) type Decoded = [u8; PLACES + WRITTEN];

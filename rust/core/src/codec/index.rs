@@ -93,7 +93,7 @@ impl<'a> Index<'a> {
         }
         let lengths = Numbers::read(segments, planes, fields)?;
         let marks = fields.take(if has_escapes { segments.div_ceil(8) } else { 0 })?;
-        let escapes = Numbers::read(ones(marks), usize::from(head >= MANY_ESCAPES), fields)?;
+        let escapes = Numbers::read(ones_before(marks, segments), usize::from(head >= MANY_ESCAPES), fields)?;
         Ok(Self { base: usize::from(head & ((1 << BASE_BITS) - 1)), lengths, marks, escapes })
     }
 
@@ -220,7 +220,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_an_index_says_comes_back(
-            segments in prop::collection::vec((0_usize..3585, prop_oneof![9 => Just(0), 1 => 0_usize..513]), 1..200),
+            segments in prop::collection::vec((0_usize..3585, prop_oneof![9 => Just(0), 1 => 0_usize..513]), 1..900),
             spread in prop_oneof![Just(1), Just(256), Just(300), Just(1000), Just(3585)],
             most_escapes in prop_oneof![Just(1), Just(257), Just(513)],
         ) {
@@ -248,6 +248,25 @@ mod tests {
             }
             prop_assert_eq!(index.all_escapes(), due);
         }
+    }
+
+    #[test]
+    fn bytes_are_summed_whatever_they_are() {
+        for count in 0..1100 {
+            assert_eq!(sum(&vec![255; count]), 255 * count);
+        }
+    }
+
+    #[test]
+    fn what_fills_the_last_byte_is_ignored() {
+        // Three segments of 9, 9 and 8 bits with a plane, of which the second has two escapes.
+        let stored = [0x08, 0x10, 1, 1, 0, 0b1111_1000, 0b1111_1010, 1];
+        let mut fields = Fields(&stored);
+        let index = Index::read(ESCAPES, 3, &mut fields).unwrap();
+        assert!(fields.0.is_empty());
+        assert_eq!([0, 1, 2, 3].map(|segment| index.length_before(segment)), [0, 9, 18, 26]);
+        assert_eq!((index.all_escapes(), index.is_marked(0), index.is_marked(1)), (2, false, true));
+        assert_eq!(index.starts(0..3).collect::<Vec<_>>(), [None, Some(0), None]);
     }
 
     #[test]

@@ -45,6 +45,9 @@ impl Coder {
         let (lengths, biases) = bytes.split_at_checked(LENGTH_BYTES).ok_or_else(|| malformed("a code is cut short"))?;
         let lengths = unpack_lengths(lengths).try_into().unwrap_or([0; CLASSES]);
         let code = Code::new(lengths).ok_or_else(|| malformed("the lengths of a code do not make one"))?;
+        if biases.is_empty() {
+            return Err(malformed("a code without biases"));
+        }
         let is_uniform = biases.len() == 1;
         let row_values = biases.len();
         let biases = if is_uniform { biases.repeat(SEGMENT) } else { Segments::tile(row_values, biases) };
@@ -52,7 +55,7 @@ impl Coder {
     }
 
     /// The coder that is best for these symbols among those with one bias, and its bytes; `None` where so few classes are
-    /// too few, by what they cost beside `kept_bits` a value that stay as they are.
+    /// too few.
     pub(super) fn own(parts: Parts, symbols: &[u8], mids: &[u8]) -> Option<(Self, Vec<u8>)> {
         let learned = Learned::uniform(&histogram(symbols.iter().copied()))?;
         if learned.loses(parts, symbols, mids) {
@@ -101,10 +104,10 @@ impl Learned {
         let at = |index: usize| residuals.get(index % residuals.len()).copied().unwrap_or(0);
         let within = |start: usize| (0..usize::from(ZERO)).map(|class| at(start + class)).sum::<u64>();
         let all = residuals.iter().sum::<u64>();
-        let most = (0..residuals.len()).map(within).max()?;
-        // What a code costs differs by less than this between windows.
-        let worth_a_try = (0..residuals.len()).filter(|&start| within(start) + all / 16 >= most);
-        let costs = worth_a_try.filter_map(|start| {
+        let fullest = (0..residuals.len()).rev().max_by_key(|&start| within(start))?;
+        // Others near it may have a cheaper code: lengths are whole bits, and fit one better than another.
+        let costs = (0..=2 * NEARBY).filter_map(|by| {
+            let start = (fullest + residuals.len() + usize::from(by) - usize::from(NEARBY)) % residuals.len();
             let mut counts = [0; CLASSES];
             let [classes @ .., zero, escape] = &mut counts;
             classes.iter_mut().enumerate().for_each(|(class, count)| *count = at(start + class));
@@ -150,13 +153,13 @@ impl Learned {
 
     /// Of each channel the nearby bias with which its values cost least.
     fn moved(&self, symbols: &[u8]) -> Vec<u8> {
-        let escape = u32::from(self.code.lengths.last().copied().unwrap_or(0)) + 8;
+        let escape = u64::from(self.code.lengths.last().copied().unwrap_or(0)) + 8;
         let mut prices = [escape; 256];
         for (price, &length) in prices.iter_mut().zip(&self.code.lengths).take(usize::from(ZERO)) {
-            *price = u32::from(length);
+            *price = u64::from(length);
         }
         let price = |residual: u8| prices.get(usize::from(residual)).copied().unwrap_or(0);
-        let mut costs = vec![[0; 2 * NEARBY as usize + 1]; self.biases.len()];
+        let mut costs = vec![[0_u64; 2 * NEARBY as usize + 1]; self.biases.len()];
         for row in symbols.chunks_exact(self.biases.len()) {
             for ((&symbol, &bias), costs) in row.iter().zip(&self.biases).zip(&mut costs) {
                 if symbol != 0 {
@@ -166,9 +169,9 @@ impl Learned {
             }
         }
         // Of equal ones, the nearest.
-        let order = |by: u8, cost: u32| (cost, by.abs_diff(NEARBY));
+        let order = |by: u8, cost: u64| (cost, by.abs_diff(NEARBY));
         let best =
-            |costs: &[u32]| (0..).zip(costs).min_by_key(|&(by, &cost)| order(by, cost)).map_or(NEARBY, |(by, _)| by);
+            |costs: &[u64]| (0..).zip(costs).min_by_key(|&(by, &cost)| order(by, cost)).map_or(NEARBY, |(by, _)| by);
         let moved = self.biases.iter().zip(&costs);
         moved.map(|(bias, costs)| bias.wrapping_add(best(costs)).wrapping_sub(NEARBY)).collect()
     }
@@ -238,10 +241,14 @@ pub(in super::super) fn fit(sample: Rows<'_>) -> Option<Fitted> {
     let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
     let (symbols, mids) = parts_of(parts, sample.bytes);
     let uniform = Learned::uniform(&histogram(symbols.iter().copied()))?;
-    let each = Learned::each(&means(Float::of(sample.dtype)?, parts, channels, &symbols), &symbols)?;
-    let saved_bytes = (uniform.bits as f64 - each.bits as f64) / 8.0;
-    let enough = symbols.len() / channels >= MIN_SAMPLE_ROWS;
-    let best = if enough && saved_bytes * SAMPLE_SHARE > channels as f64 { each } else { uniform };
+    let enough = channels > 1 && symbols.len() / channels >= MIN_SAMPLE_ROWS;
+    let float = Float::of(sample.dtype).filter(|_| enough);
+    let means = float.map(|float| means(float, parts, channels, &symbols));
+    let each = means.and_then(|means| Learned::each(&means, &symbols)).filter(|each| {
+        let saved_bytes = (uniform.bits as f64 - each.bits as f64) / 8.0;
+        saved_bytes * SAMPLE_SHARE > channels as f64
+    });
+    let best = each.unwrap_or(uniform);
     let bits = best.bits + parts.kept_bits() * symbols.len() as u64;
     let model = Model::of(Encoding::Planes, &best.bytes());
     (!best.loses(parts, &symbols, &mids)).then_some(Fitted { model, bits })
