@@ -24,7 +24,7 @@ LEVELS = [
     {"hook_points"},
     {"_core"},
     {"arrays", "metadata", "reports"},
-    {"entry", "writer", "scan"},
+    {"entry", "writer", "scan", "tokens"},
     {"store"},
     {"options"},
     {"capture", "migration"},
