@@ -45,15 +45,16 @@ impl Gather {
     /// Looks up `positions[n]` of entry `keys[n]` for each n; positions count as in [`Positions::At`]. There must be as
     /// many of both, and at least one, for without there is neither dtype nor width.
     pub fn new(store: &Arc<Store>, point: &str, keys: &[impl AsRef<str> + Sync], positions: &[i64]) -> Result<Self> {
+        store.reading()?;
         let wanted = by_key(keys, positions)?;
         let (keys, wanted): (Vec<&str>, Vec<Wanted>) = wanted.into_iter().unzip();
         let find_one = |(key, wanted): (&&str, &Wanted)| find(store, point, key, &wanted.positions);
-        let found: Vec<Found> = if keys.len() < PARALLEL_ENTRIES {
-            keys.iter().zip(&wanted).map(find_one).collect::<Result<_>>()?
+        let found: Vec<Result<Found>> = if keys.len() < PARALLEL_ENTRIES {
+            keys.iter().zip(&wanted).map(find_one).collect()
         } else {
-            store.reading()?;
-            store.pool().install(|| keys.par_iter().zip(&wanted).map(find_one).collect::<Result<_>>())??
+            store.pool().install(|| keys.par_iter().zip(&wanted).map(find_one).collect())?
         };
+        let found = found.into_iter().collect::<Result<Vec<_>>>()?;
         let first = keys.first().zip(found.first()).ok_or_else(nothing_wanted)?;
         let (first, vectors) = (*first.0, first.1.vectors);
         let mut this = Self {

@@ -79,9 +79,9 @@ impl Tokens {
         };
         let (mut is_stored, mut room) = (false, HELD_BYTES);
         for some in keys.chunks(LOOKED_UP) {
-            let found =
-                store.pool().install(|| some.par_iter().map(|key| this.look_up(key)).collect::<Result<Vec<_>>>())??;
-            for (key, found) in some.iter().zip(found).filter_map(|(key, found)| Some((key, found?))) {
+            let found: Vec<_> = store.pool().install(|| some.par_iter().map(|key| this.look_up(key)).collect())?;
+            for (key, found) in some.iter().zip(found) {
+                let Some(found) = found? else { continue };
                 is_stored = true;
                 this.add(key, found, &mut room)?;
             }
@@ -203,7 +203,8 @@ impl Tokens {
             let listed = self.entries.get(entry).ok_or_else(|| malformed("vectors beyond the last entry"))?;
             self.look_up_again(listed).map(|ready| (entry, ready))
         };
-        self.store.pool().install(|| missing.par_iter().map(look_up).collect())?
+        let found: Vec<_> = self.store.pool().install(|| missing.par_iter().map(look_up).collect())?;
+        found.into_iter().collect()
     }
 
     fn entry_of(&self, number: u64) -> usize {
