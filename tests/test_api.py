@@ -153,8 +153,8 @@ def test_others_run_while_the_core_works(tmp_path: Path) -> None:
     store = actstore.create(tmp_path / "s", codec="zstd", memory="32 MiB")
     writer = store.writer()
     for index in range(4):
-        put = {"key": str(index), "token_ids": range(len(array)), "activations": {"logits": array}}
-        call(f"put {index}", lambda put=put: writer.put(**put))
+        key, ids = str(index), range(len(array))
+        call(f"put {key}", lambda key=key, ids=ids: writer.put(key=key, token_ids=ids, activations={"logits": array}))
     call("flush", writer.flush)
     for index in range(4, 8):
         writer.put(key=str(index), activations={"embed": array})

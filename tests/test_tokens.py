@@ -1,6 +1,7 @@
 """Token vectors of many entries at once are those of the entries one by one, on every backend and codec."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,11 @@ def test_rows_that_are_not_tied_to_tokens_have_their_number() -> None:
         array = np.arange(6.0).reshape(3, 2)
         store.put(key="k", activations={POINT: array})
         (batch,) = store.tokens(POINT)
-        assert (batch.keys, batch.positions.tolist(), batch.activations.tolist()) == (["k"] * 3, [0, 1, 2], array.tolist())
+        assert (batch.keys, batch.positions.tolist(), batch.activations.tolist()) == (
+            ["k"] * 3,
+            [0, 1, 2],
+            array.tolist(),
+        )
         assert repr(batch) == "TokenBatch(3 x 2)"
 
 
@@ -186,7 +191,9 @@ def test_a_store_without_the_point_says_what_it_has(store: Store) -> None:
     assert list(store.tokens(POINT)) == []
     store.put(key="empty", activations={POINT: np.ones((0, 4), np.float32)})
     assert list(store.tokens(POINT)) == []
-    with pytest.raises(NotFoundError, match=f"`logits` is not stored in entry `empty`; stored: `{STORED_POINT}`") as caught:
+    with pytest.raises(
+        NotFoundError, match=f"`logits` is not stored in entry `empty`; stored: `{STORED_POINT}`"
+    ) as caught:
         next(store.tokens("logits"))
     assert caught.value.kind == "point_not_stored"
 
@@ -210,14 +217,12 @@ def test_what_is_gone_is_what_it_was_or_refused(change: str, store: Store, tmp_p
         changing.delete("key 4") if change == "delete" else changing.put(
             key="key 4", activations={POINT: np.zeros((300, WIDTH), np.float32)}
         )
-        try:
+        gone = "entry `key 4` was replaced or deleted after it was looked up"
+        refusing = store.backend != "shards"
+        with pytest.raises(NotFoundError, match=gone) if refusing else nullcontext() as caught:
             for batch in parts:
                 seen += as_bytes(batch.activations)
-        except NotFoundError as error:
-            assert error.kind == "no_such_key"
-            assert "entry `key 4` was replaced or deleted after it was looked up" in str(error)
-        else:
-            assert len(seen) == len(expected)
+        assert (caught is not None and caught.value.kind == "no_such_key") if refusing else len(seen) == len(expected)
         assert seen == [row for _, _, row in expected][: len(seen)]
         if change == "delete":
             with pytest.raises(NotFoundError, match="`key 4`") as caught:
@@ -236,9 +241,9 @@ def refused(kind: str, message: str, call: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (noise("float16", (2, WIDTH), 0), "vectors of `24` bfloat16 values in entry `key 0` and of `24` float16 values in entry `x`"),
-        (noise("bfloat16", (2, 3), 0), "vectors of `24` bfloat16 values in entry `key 0` and of `3` bfloat16 values in entry `x`"),
-        (noise("bfloat16", (2,), 0), r"`blocks.1.hook_resid_post` of entry `x` has the shape `\[2\]`, not \[positions, d\]"),
+        (noise("float16", (2, WIDTH), 0), "of `24` bfloat16 .* `key 0` and of `24` float16 values in entry `x`"),
+        (noise("bfloat16", (2, 3), 0), "of `24` bfloat16 .* `key 0` and of `3` bfloat16 values in entry `x`"),
+        (noise("bfloat16", (2,), 0), r"`blocks.1.*` of entry `x` has the shape `\[2\]`, not \[positions, d\]"),
         (noise("bfloat16", (2, 3, 4), 0), r"`blocks.1.hook_resid_post` of entry `x` has the shape `\[2, 3, 4\]`, not"),
     ],
 )  # fmt: skip
@@ -254,7 +259,7 @@ def test_vectors_that_one_array_cannot_hold_are_refused(other: np.ndarray, messa
     [
         (["key 0", "no"], 0, "no_such_key", "no entry `no` in the store"),
         (["key 0", "without"], 0, "point_not_stored", "is not stored in entry `without`; stored: `hook_embed`"),
-        (["key 0", "key 1"], [0, 1], "unknown_position", "position `1` is not stored in entry `key 1`; stored are 0 to 0"),
+        (["key 0", "key 1"], [0, 1], "unknown_position", "`1` is not stored in entry `key 1`; stored are 0 to 0"),
         (["key 0"], [1], "unknown_position", "position `1` is not stored in entry `key 0`; stored are 0 to 0, 2 to 4"),
         (["key 2"], -1, "unknown_position", "position `-1` is not stored in entry `key 2`; stored are none"),
         (["key 0", "key 0"], [0], "invalid_option", "`2` keys and `1` positions; give one position for each key"),
@@ -277,8 +282,14 @@ def test_gather_refuses_what_it_cannot_answer(keys: Any, positions: Any, kind: s
 def test_selections_that_an_entry_lacks_are_refused(store: Store) -> None:
     fill(store, [3, 4])
     store.put(key="untied", activations={POINT: noise("bfloat16", (2, WIDTH), 0)})
-    refused("unknown_position", "of `blocks.1.*` in entry `untied` are not tied to positions", lambda: list(store.tokens(POINT, "last")))
-    refused("unknown_position", "in entry `untied` are not tied to positions", lambda: store.gather(POINT, ["untied"], 0))
+    refused(
+        "unknown_position",
+        "of `blocks.1.*` in entry `untied` are not tied to positions",
+        lambda: list(store.tokens(POINT, "last")),
+    )
+    refused(
+        "unknown_position", "in entry `untied` are not tied to positions", lambda: store.gather(POINT, ["untied"], 0)
+    )
     refused("unknown_position", "unknown positions `some`", lambda: list(store.tokens(POINT, "some")))
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from actstore.hook_points import PointLike
     from actstore.reports import StoreInfo, VerifyReport
-    from actstore.tokens import TokenBatch
+    from actstore.tokens import IndicesLike, TokenBatch
     from actstore.writer import Activations
 
 __all__ = ["Store", "create", "open"]
@@ -231,7 +231,7 @@ class Store:
         chosen = _whole("seed", seed, 0, 2**64 - 1) if shuffle else None
         return tokens(self._core, canonical(point), selection(positions), size, chosen)
 
-    def gather(self, point: PointLike, keys: Iterable[str], positions: int | Sequence[int]) -> Any:
+    def gather(self, point: PointLike, keys: Iterable[str], positions: IndicesLike) -> Any:
         """The vectors at `point` of n tokens, `positions[j]` of entry `keys[j]`: a tensor [n, d] of the stored dtype.
 
         In the order asked for; a token may be asked for again. `positions` are ints, an array or a tensor, positions in
@@ -328,7 +328,9 @@ class Store:
 def _whole(name: str, value: Any, least: int, most: int) -> int:
     index = getattr(value, "__index__", None)
     if index is None or isinstance(value, bool) or not least <= int(index()) <= most:
-        raise InvalidInputError("invalid_option", f"`{name}` is `{value!r}`; give a whole number from {least} to {most}")
+        raise InvalidInputError(
+            "invalid_option", f"`{name}` is `{value!r}`; give a whole number from {least} to {most}"
+        )
     return int(index())
 
 

@@ -10,10 +10,14 @@ from actstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import SupportsIndex
 
+    import torch
     from numpy.typing import NDArray
 
     from actstore import _core
+
+    IndicesLike = SupportsIndex | Sequence[int] | NDArray[Any] | torch.Tensor
 
 __all__ = ["TokenBatch", "gather", "tokens"]
 
@@ -25,9 +29,7 @@ class TokenBatch:
 
     __slots__ = ("_core", "_entries", "activations", "positions")
 
-    def __init__(
-        self, core: _core.Tokens, activations: Any, entries: NDArray[Any], positions: NDArray[Any]
-    ) -> None:
+    def __init__(self, core: _core.Tokens, activations: Any, entries: NDArray[Any], positions: NDArray[Any]) -> None:
         self._core = core
         self._entries = entries
         self.activations = activations
@@ -39,7 +41,7 @@ class TokenBatch:
     @property
     def keys(self) -> list[str]:
         """The key of each row's entry."""
-        return self._core.keys(self._entries)
+        return self._core.keys(self._entries.data)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -75,14 +77,14 @@ def _read(planned: _core.Tokens, vectors: tuple[str, int, int], start: int, batc
     count = min(batch_size, len(planned) - start)
     data = arrays.allocate(count * size)
     entries, positions = np.empty(count, np.uint32), np.empty(count, np.int64)
-    planned.read(start, data.data, entries, positions)
+    planned.read(start, data.data, entries.data, positions.data)
     return TokenBatch(planned, arrays.as_array(data, dtype, [count, width]), entries, positions)
 
 
-def gather(core: _core.Store, point: str, keys: Iterable[str], positions: int | Sequence[int]) -> Any:
+def gather(core: _core.Store, point: str, keys: Iterable[str], positions: IndicesLike) -> Any:
     """The array of `Store.gather`."""
     names = _names(keys)
-    found = core.gather(point, names, _indices(positions, len(names)))
+    found = core.gather(point, names, _indices(positions, len(names)).data)
     dtype, width, size = found.vectors()
     data = arrays.allocate(len(names) * size)
     found.read(data.data)
@@ -96,11 +98,13 @@ def _names(keys: Iterable[str]) -> list[str]:
     names = list(keys)
     for name in cast("list[object]", names):
         if not isinstance(name, str):
-            raise InvalidInputError("invalid_key", f"`{name!r}` among `keys` is a `{type(name).__name__}`, not a string")
+            raise InvalidInputError(
+                "invalid_key", f"`{name!r}` among `keys` is a `{type(name).__name__}`, not a string"
+            )
     return names
 
 
-def _indices(positions: int | Sequence[int], count: int) -> NDArray[Any]:
+def _indices(positions: IndicesLike, count: int) -> NDArray[Any]:
     """`positions` as int64, one for each of `count` keys; a single one is that of all."""
     import numpy as np
 

@@ -1,5 +1,7 @@
 //! A random order of the numbers below any bound that takes no memory: each place of it can be asked for by itself.
 
+use std::hint::select_unpredictable;
+
 /// Each of them gives any two numbers even chances to change places or not.
 const ROUNDS: u64 = 64;
 
@@ -34,9 +36,10 @@ impl Shuffle {
     pub(crate) fn apply(&self, places: &mut [u64]) {
         for &Round { sum, factor, term } in &self.rounds {
             for place in &mut *places {
-                let mirrored = if sum >= *place { sum - *place } else { sum + (self.count - *place) };
+                let below = sum.wrapping_sub(*place);
+                let mirrored = select_unpredictable(sum >= *place, below, below.wrapping_add(self.count));
                 let bit = mirrored.max(*place).wrapping_mul(factor).wrapping_add(term) >> 63;
-                *place = if bit == 1 { mirrored } else { *place };
+                *place = select_unpredictable(bit == 1, mirrored, *place);
             }
         }
     }

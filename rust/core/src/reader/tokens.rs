@@ -116,7 +116,8 @@ impl Tokens {
     /// Reads the vectors from place `start` of the order on into `out`: as many as there are origins to tell.
     pub fn read(&self, start: u64, out: &mut [u8], mut origins: Origins<'_>) -> Result<()> {
         self.store.reading()?;
-        let Some(row_bytes) = self.vectors.map(Vectors::bytes).transpose()? else { return Ok(()) };
+        let Some(vectors) = self.vectors else { return Ok(()) };
+        let row_bytes = vectors.bytes()?;
         let runs = self.runs(start, origins.positions.len(), row_bytes, out)?;
         let looked_up = self.look_up_missing(&runs)?;
         let ready = |entry: usize| {
@@ -127,7 +128,6 @@ impl Tokens {
         for run in runs {
             self.place(run, row_bytes, ready, &mut origins, &mut rows)?;
         }
-        let Some(vectors) = self.vectors else { return Ok(()) };
         read_rows(&self.store, &self.point, vectors, rows, |entry| {
             Some((&*self.entries.get(entry)?.key, &ready(entry)?.source))
         })
