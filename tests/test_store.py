@@ -450,7 +450,8 @@ def test_every_call_after_close_is_refused(store: Store) -> None:
     put_some(store, 2)
     entry, writer = store["key 0"], store.writer()
     writer.close()
-    table = store.metadata()
+    table, batches = store.metadata(), store.tokens(POINT, batch_size=1)
+    assert len(next(batches)) == 1
     store.close()
     store.close()
     assert store.closed
@@ -464,6 +465,9 @@ def test_every_call_after_close_is_refused(store: Store) -> None:
         lambda: table.__arrow_c_stream__(),
         lambda: entry.numpy(POINT),
         lambda: list(store.scan(POINT)),
+        lambda: list(store.tokens(POINT)),
+        lambda: list(batches),
+        lambda: store.gather(POINT, ["key 0"], 0),
         lambda: store.put(key="x", activations={}),
         store.writer,
         lambda: store.delete("key 0"),
