@@ -452,6 +452,8 @@ class Source(NamedTuple):
         first, second = (self.payload(offset, MODEL) for offset in self.models[name])
         if first != second:
             raise self.shard.damage(self.models[name][0], f"the copies of model {name.hex()} differ")
+        if len(first) > LARGEST_MODEL:
+            raise self.shard.damage(self.models[name][0], f"model {name.hex()} has {len(first)} bytes")
         return decompress(first, LARGEST_MODEL, least=1) if first.startswith(ZSTD_MAGIC) else first
 
 

@@ -15,6 +15,7 @@ import actstore
 from actstore import arrays
 from actstore.errors import ActstoreError, CorruptError, InvalidInputError, NotFoundError
 from actstore.store import Store
+from allocated import Allocated
 from backends import CHOICES
 from dtypes import noise
 from processes import run_python
@@ -338,23 +339,11 @@ def test_a_damaged_frame_is_named_and_costs_its_own_vectors(tmp_path: Path) -> N
 
 
 def test_three_batches_are_held_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    import weakref
-
-    real, living, peak = arrays.allocate, set[int](), 0
-
-    def allocate(size: int) -> np.ndarray:
-        nonlocal peak
-        array = real(size)
-        living.add(id(array))
-        weakref.finalize(array, living.discard, id(array))
-        peak = max(peak, len(living))
-        return array
-
     with actstore.create(None, "memory") as store:
         fill(store, COUNTS)
-        monkeypatch.setattr(arrays, "allocate", allocate)
+        allocated = Allocated(monkeypatch)
         assert sum(len(batch) for batch in store.tokens(POINT, batch_size=10, shuffle=True)) > 100
-    assert 2 <= peak <= 3
+    assert 2 <= allocated.peak <= 3
 
 
 def test_memory_is_that_of_batches_and_keys(tmp_path: Path) -> None:

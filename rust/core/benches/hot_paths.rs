@@ -15,7 +15,6 @@ use actstore::codec::{Codec, Coded, Encoding, Kernel, Model, Rows, decode_with};
 use actstore::encode::encode;
 use actstore::entry::Positions;
 use actstore::fitting::Models;
-use actstore::manifest::Settings;
 use actstore::store::Store;
 use actstore::tensor::Dtype;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -105,15 +104,11 @@ fn single_rows(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn settings_for(codec: Codec) -> Settings {
-    settings(codec.name(), "replace", "commit")
-}
-
 /// An entry of four layers to what is written of it: samples, packing, frames, checksums, identity.
 fn entries(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("entry");
     for codec in CODECS {
-        let settings = settings_for(codec);
+        let settings = settings(codec.name(), "replace", "commit");
         let draft = || STREAM.draft(1, ROWS, &[0, 1, 2, 3]);
         group.throughput(Throughput::Bytes(draft().bytes()));
         let mut models = Models::default();

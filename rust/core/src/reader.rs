@@ -42,7 +42,7 @@ pub struct Request<'a> {
 pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Option<Vec<u64>>, u64)> {
     let header = entry.header();
     let index = header.find(point)?;
-    let activation = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+    let activation = activation_of(entry, index)?;
     let rows = header.document.rows(&activation.point, &activation.layout, positions)?;
     let count = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
     Ok((index, rows, count * activation.layout.row_bytes()))

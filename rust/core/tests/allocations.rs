@@ -4,7 +4,7 @@
 
 mod sample;
 
-use actstore::codec::{Codec, Coded, Model, Rows, decode};
+use actstore::codec::{Codec, Coded, Encoding, Model, Rows, decode};
 use actstore::tensor::Dtype;
 use allocation_counter::measure;
 use sample::stream::Stream;
@@ -33,6 +33,18 @@ impl Frames {
     fn rows(&self) -> Rows<'_> {
         Rows { dtype: self.dtype, row_values: WIDTH, bytes: &self.upper, below: Some(&self.lower) }
     }
+
+    fn coded<'a>(&'a self, encoding: Encoding, stored: &'a [u8]) -> Coded<'a> {
+        Coded {
+            encoding,
+            stored,
+            dtype: self.dtype,
+            row_values: WIDTH,
+            rows: ROWS,
+            model: Some(&self.model),
+            below: Some(&self.lower),
+        }
+    }
 }
 
 #[test]
@@ -49,15 +61,7 @@ fn encoding_and_decoding_need_few_allocations() {
             let encoding = encode();
             let encoded = measure(|| _ = encode());
             assert!(encoded.count_total <= to_encode, "{codec:?} {dtype:?} {encoded:?}");
-            let coded = Coded {
-                encoding,
-                stored: &stored,
-                dtype,
-                row_values: WIDTH,
-                rows: ROWS,
-                model: Some(&frames.model),
-                below: Some(&frames.lower),
-            };
+            let coded = frames.coded(encoding, &stored);
             let mut out = vec![0; frames.upper.len()];
             decode(&coded, &[0..ROWS], &mut out).unwrap();
             assert_eq!(out, frames.upper);
@@ -73,15 +77,7 @@ fn a_row_needs_no_allocation() {
         let frames = Frames::new(Codec::Planes, dtype);
         let mut stored = Vec::new();
         let encoding = Codec::Planes.encode(frames.rows(), Some(&frames.model), &mut stored);
-        let coded = Coded {
-            encoding,
-            stored: &stored,
-            dtype,
-            row_values: WIDTH,
-            rows: ROWS,
-            model: Some(&frames.model),
-            below: None,
-        };
+        let coded = frames.coded(encoding, &stored);
         let mut out = vec![0; frames.upper.len() / usize::try_from(ROWS).unwrap()];
         decode(&coded, &[0..1], &mut out).unwrap();
         let all = measure(|| (0..ROWS).for_each(|row| decode(&coded, &[row..row + 1], &mut out).unwrap()));

@@ -15,7 +15,8 @@
 //!
 //! `whole` takes each activation as one piece, `texts` each of its texts. `residual` leaves out what is no residual
 //! stream. KEYS is the key distance of `archive`. `reused` writes into one buffer of a frame, again and again; `fresh`
-//! allocates the output of each piece inside the time, and frees it. Rows are read in random order: of one activation after the other, of all at once, or of the top layer of a chain.
+//! allocates the output of each piece inside the time, and frees it. Rows are read in random order: of one activation
+//! after the other, of all at once, or of the top layer of a chain.
 
 mod coding;
 mod data;

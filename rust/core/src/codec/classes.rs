@@ -36,10 +36,18 @@ const _: () = assert!(LOOKUPS * FOUND + WRITTEN <= SLACK && LOOKUPS_ALONE <= LOO
 /// Where decoded classes go.
 pub(super) type Decoded = [u8; PLACES + WRITTEN];
 
+/// How many bits the code of each class has.
+pub(super) type Lengths = [u8; CLASSES];
+
+/// The lengths of the code that is best where class c occurs `counts[c]` times.
+pub(super) fn fit(counts: &[u64; CLASSES]) -> Option<Lengths> {
+    prefix::lengths(&counts.map(|count| count.max(1)), LONGEST).try_into().ok()
+}
+
 /// A complete code of classes below 16, and what encoding looks up.
 #[derive(Clone)]
 pub(super) struct Code {
-    pub(super) lengths: [u8; CLASSES],
+    pub(super) lengths: Lengths,
     pub(super) codes: [u8; CLASSES],
     /// For two classes, the first in the low half of the index: their codes, and from bit 16 on the number of bits.
     pairs: [u32; 256],
@@ -47,7 +55,7 @@ pub(super) struct Code {
 
 impl Code {
     /// `None` unless every class has a code of at most [`LONGEST`] bits and the code is complete.
-    pub(super) fn new(lengths: [u8; CLASSES]) -> Option<Self> {
+    pub(super) fn new(lengths: Lengths) -> Option<Self> {
         if lengths.contains(&0) || !prefix::is_complete(&lengths, LONGEST) {
             return None;
         }
@@ -62,17 +70,6 @@ impl Code {
             *pair = bits | u32::from(lengths[first] + lengths[second]) << 16;
         }
         Some(Self { lengths, codes, pairs })
-    }
-
-    /// The code that is best where class c occurs `counts[c]` times.
-    pub(super) fn fit(counts: &[u64; CLASSES]) -> Option<Self> {
-        let counts = counts.map(|count| count.max(1));
-        Self::new(prefix::lengths(&counts, LONGEST).try_into().ok()?)
-    }
-
-    /// Bits of classes that occur so often.
-    pub(super) fn bits(&self, counts: &[u64; CLASSES]) -> u64 {
-        counts.iter().zip(self.lengths).map(|(&count, length)| count * u64::from(length)).sum()
     }
 
     /// Takes the values of a segment apart and appends the codes of their classes; says whether there is an

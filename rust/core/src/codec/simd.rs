@@ -1,7 +1,8 @@
 //! The inner loops once more, for AVX2, BMI and LZCNT: the same bytes, sooner.
 //!
-//! Three kinds of `unsafe` are here. Hints of what will be read. Calls of functions that are compiled for these instructions: a [`Kernel`] that says it
-//! has them comes from detection alone. And loads and stores through pointers, each beside the slices that bound it.
+//! Three kinds of `unsafe` are here. Hints of what will be read. Calls of functions that are compiled for these
+//! instructions: a [`Kernel`] that says it has them comes from detection alone. And loads and stores through pointers,
+//! each beside the slices that bound it.
 
 #![allow(unsafe_code, reason = "vector instructions, and stores that were checked once for many")]
 

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::super::classes::{CLASSES, Code, Table};
+use super::super::classes::{self, CLASSES, Code, Lengths, Table};
 use super::super::float::Float;
 use super::super::kernel::Kernel;
 use super::super::model::SAMPLE_SHARE;
@@ -17,6 +17,8 @@ const MIN_SAMPLE_ROWS: usize = 32;
 /// How far a bias is moved at once from where it is, and how often, to where its channel costs least.
 const NEARBY: u8 = 3;
 const MOVES: usize = 3;
+/// Bits of a symbol that stands elsewhere, beside its code.
+const ESCAPE_BITS: u64 = 8;
 /// Codes that lose more than this part of all bits to an ideal one are not used.
 const WORTH: f64 = 64.0;
 /// Bytes of the code's lengths.
@@ -94,7 +96,7 @@ impl Coder {
 /// Biases, of the channels or one for all, the code for them, and what a sample costs with both.
 struct Learned {
     biases: Vec<u8>,
-    code: Code,
+    lengths: Lengths,
     bits: u64,
 }
 
@@ -112,12 +114,12 @@ impl Learned {
             let [classes @ .., zero, escape] = &mut counts;
             classes.iter_mut().enumerate().for_each(|(class, count)| *count = at(start + class));
             (*zero, *escape) = (zeros, all - within(start));
-            let (code, bits) = cost(&counts)?;
-            Some((start, code, bits))
+            let lengths = classes::fit(&counts)?;
+            Some((start, lengths, cost(&lengths, &counts)))
         });
-        let (start, code, bits) = costs.min_by_key(|&(_, _, bits)| bits)?;
+        let (start, lengths, bits) = costs.min_by_key(|&(_, _, bits)| bits)?;
         let start = u8::try_from(start).unwrap_or(0);
-        Some(Self { biases: means.iter().map(|mean| mean.wrapping_add(start)).collect(), code, bits })
+        Some(Self { biases: means.iter().map(|mean| mean.wrapping_add(start)).collect(), lengths, bits })
     }
 
     /// With one bias.
@@ -142,20 +144,22 @@ impl Learned {
         let mut best = Self::of(means, &residuals, zeros)?;
         for _ in 0..MOVES {
             let biases = best.moved(symbols);
-            let (code, bits) = cost(&count(&biases, symbols)?)?;
+            let counts = count(&biases, symbols)?;
+            let lengths = classes::fit(&counts)?;
+            let bits = cost(&lengths, &counts);
             if bits >= best.bits {
                 break;
             }
-            best = Self { biases, code, bits };
+            best = Self { biases, lengths, bits };
         }
         Some(best)
     }
 
     /// Of each channel the nearby bias with which its values cost least.
     fn moved(&self, symbols: &[u8]) -> Vec<u8> {
-        let escape = u64::from(self.code.lengths.last().copied().unwrap_or(0)) + 8;
-        let mut prices = [escape; 256];
-        for (price, &length) in prices.iter_mut().zip(&self.code.lengths).take(usize::from(ZERO)) {
+        let [.., escape] = self.lengths;
+        let mut prices = [u64::from(escape) + ESCAPE_BITS; 256];
+        for (price, &length) in prices.iter_mut().zip(&self.lengths).take(usize::from(ZERO)) {
             *price = u64::from(length);
         }
         let price = |residual: u8| prices.get(usize::from(residual)).copied().unwrap_or(0);
@@ -178,7 +182,7 @@ impl Learned {
 
     /// As it is stored.
     fn bytes(&self) -> Vec<u8> {
-        [&pack_lengths(&self.code.lengths)[..], &self.biases].concat()
+        [&pack_lengths(&self.lengths)[..], &self.biases].concat()
     }
 
     /// Whether the highest bytes of values would be much smaller with an ideal code of them all.
@@ -195,21 +199,21 @@ impl Learned {
     }
 }
 
-/// The best code of classes that occur so often, and bits of these with it, escapes included.
-fn cost(counts: &[u64; CLASSES]) -> Option<(Code, u64)> {
+/// Bits of classes that occur so often, escapes included.
+fn cost(lengths: &Lengths, counts: &[u64; CLASSES]) -> u64 {
     let [.., escapes] = counts;
-    let code = Code::fit(counts)?;
-    let bits = code.bits(counts) + 8 * escapes;
-    Some((code, bits))
+    let codes = counts.iter().zip(lengths).map(|(&count, &length)| count * u64::from(length)).sum::<u64>();
+    codes + ESCAPE_BITS * escapes
 }
 
 /// How often each class occurs in rows of channels with these biases.
 fn count(biases: &[u8], symbols: &[u8]) -> Option<[u64; CLASSES]> {
     let mut counts = [0; CLASSES];
     let mut classes = vec![0; biases.len()];
+    let kernel = Kernel::detect();
     for row in symbols.chunks(biases.len()) {
         let classes = classes.get_mut(..row.len())?;
-        classify(Kernel::detect(), row, biases, classes);
+        classify(kernel, row, biases, classes);
         for &class in &*classes {
             *counts.get_mut(usize::from(class))? += 1;
         }
@@ -260,8 +264,7 @@ pub(in super::super) fn bits(sample: Rows<'_>, coder: &Coder) -> Option<u64> {
     usize::try_from(sample.row_values).ok().filter(|&channels| coder.fits(channels))?;
     let (symbols, _) = parts_of(parts, sample.bytes);
     let counts = count(coder.biases_of_row(), &symbols)?;
-    let [.., escapes] = counts;
-    Some(coder.code.bits(&counts) + 8 * escapes + parts.kept_bits() * symbols.len() as u64)
+    Some(cost(&coder.code.lengths, &counts) + parts.kept_bits() * symbols.len() as u64)
 }
 
 /// Symbols and mid bits.

@@ -52,6 +52,17 @@ struct Wanted<'a> {
     out: &'a mut [u8],
 }
 
+impl Wanted<'_> {
+    /// Those that are in a segment of `all`: which, how many of the segment's come before, and their room, `width` bytes each.
+    #[inline(always)]
+    fn within(&mut self, all: &Range<usize>, width: usize) -> (Range<usize>, usize, &mut [u8]) {
+        let here = all.start.max(self.values.start)..all.end.min(self.values.end);
+        let (skipped, at) = (here.start - all.start, here.start - self.values.start);
+        let out = self.out.get_mut(at * width..(at + here.len()) * width).unwrap_or_default();
+        (here, skipped, out)
+    }
+}
+
 /// A frame in its parts, every length checked.
 struct Parsed<'a> {
     shape: Shape,
@@ -139,14 +150,8 @@ impl<'a> Parsed<'a> {
             for mut start in starts.into_iter().take(group / each) {
                 for (piece, escapes) in pieces.by_ref().zip(escapes.by_ref()).take(each) {
                     let classes = classes.get(start..start + piece.values.len()).unwrap_or_default();
+                    self.put(kernel, (codes, piece, escapes), classes, symbols, &mut wanted)?;
                     start += classes.len();
-                    if let (2, 0, None) = (self.shape.parts.width, self.shape.parts.mid, escapes) {
-                        self.join_pairs(kernel, codes, piece, classes, &mut wanted);
-                        continue;
-                    }
-                    let symbols = symbols.get_mut(..classes.len()).unwrap_or_default();
-                    codes.symbols(kernel, (piece.channel, escapes), classes, symbols)?;
-                    self.join(kernel, &piece.values, symbols, &mut wanted);
                 }
             }
             first += group;
@@ -154,24 +159,35 @@ impl<'a> Parsed<'a> {
         Ok(())
     }
 
-    /// Puts together what is wanted of a segment's values, which have two bytes and no mid bits, and none stands
-    /// elsewhere: the usual case, and this its shortest way.
+    /// Puts what is wanted of a segment's values where it belongs.
     #[inline(always)]
-    fn join_pairs(&self, kernel: Kernel, codes: &Codes<'_>, piece: Piece, classes: &[u8], wanted: &mut Wanted<'_>) {
-        let [low, ..] = self.lows;
-        let here = piece.values.start.max(wanted.values.start)..piece.values.end.min(wanted.values.end);
-        let (skipped, at) = (here.start - piece.values.start, here.start - wanted.values.start);
-        let classes = classes.get(skipped..skipped + here.len()).unwrap_or_default();
-        let out = wanted.out.as_chunks_mut().0.get_mut(at..at + here.len()).unwrap_or_default();
-        let low = low.get(here).unwrap_or_default();
-        join_classes(kernel, classes, codes.coder.biases(piece.channel + skipped), low, out);
+    fn put(
+        &self,
+        kernel: Kernel,
+        (codes, piece, escapes): (&Codes<'_>, Piece, Option<usize>),
+        classes: &[u8],
+        symbols: &mut [u8],
+        wanted: &mut Wanted<'_>,
+    ) -> Result<()> {
+        // Two bytes, no mid bits, and none stands elsewhere: the usual case has a shorter way.
+        if let (2, 0, None) = (self.shape.parts.width, self.shape.parts.mid, escapes) {
+            let [low, ..] = self.lows;
+            let (here, skipped, out) = wanted.within(&piece.values, 2);
+            let classes = classes.get(skipped..skipped + here.len()).unwrap_or_default();
+            let (biases, low) = (codes.coder.biases(piece.channel + skipped), low.get(here).unwrap_or_default());
+            join_classes(kernel, classes, biases, low, out.as_chunks_mut().0);
+            return Ok(());
+        }
+        let symbols = symbols.get_mut(..classes.len()).unwrap_or_default();
+        codes.symbols(kernel, (piece.channel, escapes), classes, symbols)?;
+        self.join(kernel, &piece.values, symbols, wanted);
+        Ok(())
     }
 
     /// Puts together what is wanted of a segment's values.
     fn join(&self, kernel: Kernel, all: &Range<usize>, symbols: &[u8], wanted: &mut Wanted<'_>) {
         let parts = self.shape.parts;
-        let here = all.start.max(wanted.values.start)..all.end.min(wanted.values.end);
-        let (skipped, at) = (here.start - all.start, here.start - wanted.values.start);
+        let (here, skipped, out) = wanted.within(all, parts.width);
         let symbols = symbols.get(skipped..skipped + here.len()).unwrap_or_default();
         let mut tops;
         let tops = if parts.mid == 0 {
@@ -187,7 +203,6 @@ impl<'a> Parsed<'a> {
         for (mine, low) in lows.iter_mut().zip(self.lows).take(parts.lows()) {
             *mine = low.get(here.clone()).unwrap_or_default();
         }
-        let out = wanted.out.get_mut(at * parts.width..(at + here.len()) * parts.width).unwrap_or_default();
         join(kernel, tops, &lows, out);
     }
 }
