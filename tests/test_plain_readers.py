@@ -23,7 +23,7 @@ HEADER = 64
 
 
 def document_of(value: bytes) -> dict[str, Any]:
-    """The JSON document in an `entry` record without offsets: content id, number of chunks, length in seven bits a byte,
+    """The JSON document in an `entry` record without offsets: content id, no chunks, length in seven bits a byte,
     text."""
     chunks, *payload = value[HEADER + 32 :]
     assert chunks == 0
