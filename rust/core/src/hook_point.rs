@@ -17,8 +17,8 @@ pub struct HookPoint(String);
 impl HookPoint {
     /// Checks a name: 1 to 512 printable ASCII characters without spaces, slashes and backslashes.
     pub fn new(name: &str) -> Result<Self> {
-        let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '\\');
-        if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(legal) {
+        let legal = |c: u8| c.is_ascii_graphic() && !matches!(c, b'/' | b'\\');
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(legal) {
             return Err(Error::new(
                 Kind::UnknownPoint,
                 format!(
@@ -37,8 +37,10 @@ impl HookPoint {
 
     /// The block it belongs to, if any.
     pub fn layer(&self) -> Option<u64> {
-        let number = self.0.strip_prefix("blocks.")?.split('.').next()?;
-        number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
+        let number = self.0.strip_prefix("blocks.")?.bytes().take_while(|&byte| byte != b'.');
+        number.map(|byte| char::from(byte).to_digit(10)).try_fold(None, |number: Option<u64>, digit| {
+            Some(Some(number.unwrap_or(0).checked_mul(10)?.checked_add(digit?.into())?))
+        })?
     }
 
     /// What it is in its layer, by the same name in every layer; the embedding begins the residual stream.

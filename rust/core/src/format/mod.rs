@@ -274,16 +274,16 @@ impl<'a> Fields<'a> {
     /// What [`put_varint`] wrote: no number has a second spelling.
     fn varint(&mut self) -> Result<u64> {
         let mut n = 0;
-        for shift in (0..u64::BITS).step_by(7) {
-            let byte = self.u8()?;
+        for ((place, &byte), shift) in self.rest.iter().enumerate().zip((0..u64::BITS).step_by(7)) {
             let bits = u64::from(byte & 0x7F);
             n |= bits << shift;
             if byte & 0x80 == 0 {
+                self.rest = self.rest.get(place + 1..).unwrap_or_default();
                 let is_least = (bits << shift) >> shift == bits && (bits > 0 || shift == 0);
                 return if is_least { Ok(n) } else { Err(malformed("a number with bits too many")) };
             }
         }
-        Err(malformed("a number of more than ten bytes"))
+        Err(malformed("a number without an end"))
     }
 
     fn u32_varint(&mut self) -> Result<u32> {
