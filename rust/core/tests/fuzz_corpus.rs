@@ -12,8 +12,9 @@ fn the_kept_corpus_of_every_target_passes() {
     for (target, run) in TARGETS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
         let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let decoded = files.map(|file| run(&std::fs::read(file).unwrap()));
-        // Frames of an older format would all be refused, and test nothing.
-        assert!(decoded.filter(|decoded| *decoded).count() > 0, "{target}");
+        let decoded: Vec<bool> = files.map(|file| run(&std::fs::read(file).unwrap())).collect();
+        let (accepted, all) = (decoded.iter().filter(|decoded| **decoded).count(), decoded.len());
+        // Frames of an older format would be refused, and test nothing.
+        assert!(all >= 40 && accepted * 10 >= all, "{target}: {accepted} of {all} are decoded");
     }
 }

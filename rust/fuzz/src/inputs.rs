@@ -248,9 +248,11 @@ fn round_trip(codec: Codec, mut input: Input<'_>) -> bool {
     if how & 2 != 0 {
         bytes.pop();
     }
+    // Of rows of one byte whole rows are left.
+    let rows = bytes.len() as u64 / row_bytes.max(1);
     let below = below.get(..if how & 4 == 0 { bytes.len() } else { len / 2 }).filter(|_| how & 8 == 0);
     let all = Rows { dtype, row_values, bytes: &bytes, below };
-    let is_whole = row_bytes > 0 && bytes.len() == len;
+    let is_whole = row_bytes > 0 && bytes.len() as u64 == rows * row_bytes;
     let is_given = below.is_some_and(|below| below.len() == bytes.len());
     let model = if kind >= 0x80 && is_whole {
         fitted(codec, if is_given { all } else { Rows { below: None, ..all } }, rows * u64::from(kind & 0x7F) / 0x7F)
