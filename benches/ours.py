@@ -1,0 +1,109 @@
+"""actstore's own configurations, behind the interface of a rival."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import actstore
+from rivals.rival import Reader, Rival, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from entries import Entry
+    from rivals.rival import Array, Pick
+
+__all__ = ["OURS", "Json", "LmdbRawCodec", "Planes", "Raw"]
+
+
+class Planes(Rival):
+    """The default."""
+
+    name = "actstore"
+    package = "actstore"
+    ours = True
+    options: ClassVar[dict[str, Any]] = {}
+    memory: str = "1 GiB"
+
+    def write(self, folder: Path, entries: Sequence[Entry], sync_every: int | None) -> int:
+        """A commit comes every 64 MiB at the latest and syncs; with `interval` it is the clock that asks for a sync."""
+        durability = "interval" if sync_every is None else "commit"
+        place = folder / "store"
+        with actstore.create(place, durability=durability, memory=self.memory, **self.options) as store:
+            with store.writer() as writer:
+                for entry in entries:
+                    writer.put(
+                        activations=entry.activations,
+                        prompt=entry.prompt,
+                        token_ids=entry.token_ids,
+                        metadata=entry.metadata,
+                        key=entry.key,
+                    )
+            return writer.stats["syncs"]
+
+    def open(self, folder: Path, keys: Sequence[str]) -> Reader:
+        return StoreReader(folder / "store", keys, self.memory)
+
+
+class Raw(Planes):
+    name = "actstore, raw"
+    options: ClassVar[dict[str, Any]] = {"codec": "raw"}
+
+
+class LmdbRawCodec(Planes):
+    name = "actstore, lmdb, raw"
+    options: ClassVar[dict[str, Any]] = {"backend": "lmdb", "codec": "raw"}
+
+
+class Json(Planes):
+    name = "actstore, json"
+    options: ClassVar[dict[str, Any]] = {"backend": "json"}
+    jobs: ClassVar[tuple[str, ...] | None] = ("size", "write_end", "write_64", "read")
+
+
+OURS = (Planes, Raw, LmdbRawCodec, Json)
+
+
+class StoreReader(Reader):
+    def __init__(self, path: Path, keys: Sequence[str], memory: str) -> None:
+        super().__init__(keys)
+        self._store = actstore.open(path, memory=memory)
+        if len(self._store) < len(keys):
+            raise ValueError(f"{len(self._store)} entries of {len(keys)}")
+
+    def activation(self, number: int, point: str) -> Array:
+        return self._store[self.keys[number]][point]
+
+    def entry(self, number: int) -> list[Array]:
+        entry = self._store[self.keys[number]]
+        return [entry[point] for point in entry]
+
+    def everything(self, count: int) -> Iterator[Array]:
+        keys = self.keys[:count]
+        for point in self._store[keys[0]]:
+            yield from (values for _, values in self._store.scan(point, keys=keys))
+
+    def last(self, point: str, numbers: Sequence[int]) -> Array:
+        return self._tokens("gather")(point, [self.keys[number] for number in numbers], -1)
+
+    def gather(self, point: str, picks: Sequence[Pick]) -> Array:
+        keys = [self.keys[number] for number, _ in picks]
+        return self._tokens("gather")(point, keys, [position for _, position in picks])
+
+    def batches(self, point: str, size: int, seed: int) -> Iterator[Array]:
+        for batch in self._tokens("tokens")(point, batch_size=size, shuffle=True, seed=seed):
+            yield getattr(batch, "activations", batch)
+
+    def _tokens(self, method: str) -> Any:
+        """A method that reads tokens, which not every version has."""
+        found = getattr(self._store, method, None)
+        if found is None:
+            raise Unsupported(f"no `{method}` in this version")
+        return found
+
+    def metadata(self) -> list[dict[str, Any]]:
+        return self._store.metadata().dicts()
+
+    def close(self) -> None:
+        self._store.close()
