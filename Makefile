@@ -102,7 +102,7 @@ BENCH_INSTALL := VIRTUAL_ENV=$(CURDIR)/$(BENCH_VENV) $(UV) pip install --quiet -
 	$(BENCH_INSTALL) --no-deps --reinstall target/bench-wheel/*.whl
 	@touch $@
 
-target/bench-streams/index.json: benches/streams.py .stamps/bench-environment | .stamps/installed
+target/bench-streams/index.json: benches/streams.py .stamps/bench-environment | .stamps/bench-installed
 	$(BENCH_VENV)/bin/python benches/streams.py
 
 target/bench-entries/embedded.json: benches/entries.py benches/streams.py .stamps/bench-environment | .stamps/bench-installed

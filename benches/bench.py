@@ -47,7 +47,7 @@ class Mode:
 
 
 MODES = {
-    "quick": Mode(("bfloat16",), 100, 3, 0.05, 20_000, (100, 1000), rivals_memory=False),
+    "quick": Mode(("bfloat16",), 100, 3, 0.1, 20_000, (100, 1000), rivals_memory=False),
     "bench": Mode(("bfloat16",), 2000, 7, 1.5, 1_000_000, (2000, 20_000), rivals_memory=False),
     "full": Mode(("bfloat16", "float16", "float32"), 2000, 9, 5.0, 1_000_000, (2000, 20_000), rivals_memory=True),
 }

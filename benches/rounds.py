@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_PART", "Plan", "Run", "cases"]
 
-SHARES = (1 / 200, 1 / 100, 1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1.0)
+SHARES = (1 / 200, 1 / 50, 1 / 10, 1 / 3, 1.0)
 """Of the operations of a job: a few steps, so that slow rivals share their cases."""
 STORE_SECONDS = 20.0
 """A store that takes longer to write is made of the first entries alone."""
 NO_PART = "takes no part"
-PATIENCE = 2.0
+PATIENCE = 4.0
 """How many times the limit ours, and the bound, may take on a case that is a rival's."""
 
 

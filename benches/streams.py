@@ -22,8 +22,6 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "python"))
-
 DEFAULT_FOLDER = ROOT / "target" / "bench-streams"
 TOKENS = 2548
 """Rows of MiniLM's streams."""

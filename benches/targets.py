@@ -26,7 +26,7 @@ GATHER_TIMES = 10.0
 JSON_TIMES = 3.0
 METADATA_US = 3.0
 OPEN_ENTRIES, OPEN_SECONDS, OPEN_BYTES = 1_000_000, 1.0, 300e6
-MEMORY_BYTES, MEMORY_GROWTH = 64e6, 1.1
+MEMORY_BYTES, MEMORY_GROWTH, MEMORY_ENTRIES = 64e6, 1.1, 20_000
 IMPORT_SECONDS, HELP_SECONDS = 0.120, 0.300
 
 
@@ -110,7 +110,9 @@ def faster(run: dict[str, Any], job: str, ours: str, rivals: Iterable[str], row:
     found = comparisons(run, job, ours, rivals)
     bound = f"faster than {whom}"
     if not found:
-        return Target(row, bound, run["jobs"][job]["unsupported"].get(ours, "no such rival took part"), "not measured")
+        return Target(
+            row, bound, run["jobs"][job]["unsupported"].get(ours, "nothing to compare on the same k"), "not measured"
+        )
     nearest = max(found, key=lambda rival: found[rival]["median"])
     verdicts = {of["verdict"] for of in found.values()}
     verdict = next((word for word in ("too few rounds", "slower", "not separated") if word in verdicts), "met")
@@ -131,7 +133,9 @@ def times(run: dict[str, Any], job: str, ours: str, rivals: Iterable[str], least
     found = comparisons(run, job, ours, rivals)
     bound = f">= {least:g} x the best of {'those that shrink' if ours == DEFAULT else JSON_LISTS}"
     if not found:
-        return Target(row, bound, run["jobs"][job]["unsupported"].get(ours, "no such rival took part"), "not measured")
+        return Target(
+            row, bound, run["jobs"][job]["unsupported"].get(ours, "nothing to compare on the same k"), "not measured"
+        )
     nearest = max(found, key=lambda rival: found[rival]["median"])
     factor = 1 / found[nearest]["median"]
     return limited(
@@ -196,7 +200,9 @@ def memory(name: str, peaks: dict[str, dict[str, int]]) -> Iterator[Target]:
             growth = peaks[many][task] / max(1, peaks[few][task])
             shown = f"{peaks[many][task] / 1e6:.1f} to {peaks[few][task] / 1e6:.1f} MB"
             bound = f"equal (<= {MEMORY_GROWTH:g} x)"
-            yield at_most(f"{row}: {int(many):,} entries to {int(few):,}", bound, MEMORY_GROWTH, growth, shown)
+            target = at_most(f"{row}: {int(many):,} entries to {int(few):,}", bound, MEMORY_GROWTH, growth, shown)
+            target.verdict = target.verdict if int(many) >= MEMORY_ENTRIES else "not measured"
+            yield target
 
 
 def codecs(found: dict[str, Any] | None) -> Iterator[Target]:
