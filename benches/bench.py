@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,14 @@ class Mode:
     limit: float
     many_entries: int
     memory_entries: tuple[int, ...]
-    rivals_memory: bool
+    rivals_apart: bool
+    """Whether memory and syncs are those of rivals too."""
 
 
 MODES = {
-    "quick": Mode(("bfloat16",), 100, 3, 0.1, 20_000, (100, 1000), rivals_memory=False),
-    "bench": Mode(("bfloat16",), 2000, 7, 1.5, 1_000_000, (2000, 20_000), rivals_memory=False),
-    "full": Mode(("bfloat16", "float16", "float32"), 2000, 9, 5.0, 1_000_000, (2000, 20_000), rivals_memory=True),
+    "quick": Mode(("bfloat16",), 60, 2, 0.05, 20_000, (60,), rivals_apart=False),
+    "bench": Mode(("bfloat16",), 2000, 7, 1.5, 1_000_000, (2000, 20_000), rivals_apart=False),
+    "full": Mode(("bfloat16", "float16", "float32"), 2000, 9, 5.0, 1_000_000, (2000, 20_000), rivals_apart=True),
 }
 
 
@@ -69,6 +71,7 @@ def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[rivals.
         gc.freeze()  # so that collecting before each time looks at nothing that stays
         run = Run(plan, some, work, STORES / chosen.mode)
         found.append(summarize(run.go(chosen.only), some, work))
+        run.clear()
     return found
 
 
@@ -78,12 +81,13 @@ def apart(mode: Mode, some: list[rivals.Rival]) -> dict[str, Any]:
     folder = STORES / "apart"
     folder.mkdir(parents=True, exist_ok=True)
     measured = [
-        one for one in some if one.name in ("actstore", "actstore, raw") or (mode.rivals_memory and not one.ours)
+        one for one in some if one.name in ("actstore", "actstore, raw") or (mode.rivals_apart and not one.ours)
     ]
     few = mode.memory_entries[:1]
     return {
         "imports": isolated.imports(mode.rounds),
         "open": isolated.many_entries(folder, mode.many_entries),
+        "syncs": {one.name: isolated.syncs(one, folder, "minilm", "bfloat16", mode.entries) for one in measured},
         "memory": {
             one.name: isolated.memory(one, folder, "minilm", "bfloat16", mode.memory_entries if one.ours else few)
             for one in measured
@@ -120,6 +124,7 @@ def main() -> None:
     document["seconds"] = time.monotonic() - start
     del document["codec"]
     write(document, chosen.mode, chosen.out)
+    shutil.rmtree(STORES / chosen.mode, ignore_errors=True)
 
 
 def write(document: dict[str, Any], mode: str, out: Path) -> None:

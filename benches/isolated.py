@@ -1,6 +1,7 @@
-"""What needs a process of its own: peak memory, import, and opening a store of very many entries.
+"""What needs a process of its own: peak memory, syncs, import, and opening a store of very many entries.
 
     isolated.py memory NAME write|read FOLDER DATA DTYPE ENTRIES
+    isolated.py write NAME JOB FOLDER DATA DTYPE ENTRIES
     isolated.py open FOLDER ENTRIES
 
 Prints one JSON document. The functions below start such children.
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from entries import Entry
     from rivals.rival import Rival
 
-__all__ = ["imports", "many_entries", "memory"]
+__all__ = ["imports", "many_entries", "memory", "syncs"]
 
+SYNCS = ("fsync", "fdatasync", "syncfs", "sync", "msync")
 MEMORY = "32 MiB"
 """What ours is told that it may take."""
 
@@ -88,11 +90,10 @@ def contestant(name: str) -> Rival:
     import ours
     import rivals
 
-    some = [*(one() for one in ours.OURS), *rivals.load()[0]]
-    found = next(rival for rival in some if rival.name == name)
-    if isinstance(found, ours.Planes):
-        found.memory = MEMORY
-    return found
+    for one in ours.OURS:
+        if one.name == name:
+            return one()
+    return next(rival for rival in rivals.load()[0] if rival.name == name)
 
 
 def measure_memory(name: str, task: str, folder: str, data: str, dtype: str, count: str) -> dict[str, Any]:
@@ -101,6 +102,8 @@ def measure_memory(name: str, task: str, folder: str, data: str, dtype: str, cou
 
     rival, entries = contestant(name), Endless(data, dtype, int(count))
     data_sets.describe(data)
+    if rival.ours:
+        rival.memory = MEMORY  # type: ignore[attr-defined]
     place = Path(folder)
     if task == "write":
         place.mkdir(parents=True)
@@ -115,6 +118,15 @@ def measure_memory(name: str, task: str, folder: str, data: str, dtype: str, cou
     return {"peak": peak.added, "rows": rows}
 
 
+def write(name: str, job: str, folder: str, data: str, dtype: str, count: str) -> dict[str, Any]:
+    from jobs import WRITES
+
+    place = Path(folder)
+    place.mkdir(parents=True)
+    syncs = contestant(name).write(place, Endless(data, dtype, int(count)), WRITES[job])  # type: ignore[arg-type]
+    return {"syncs": syncs}
+
+
 def measure_open(folder: str, count: str) -> dict[str, Any]:
     import actstore
 
@@ -127,8 +139,8 @@ def measure_open(folder: str, count: str) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak.added}
 
 
-def child(*words: object) -> dict[str, Any]:
-    command = [sys.executable, __file__, *map(str, words)]
+def child(*words: object, within: Sequence[object] = ()) -> dict[str, Any]:
+    command = [*map(str, within), sys.executable, __file__, *map(str, words)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
@@ -140,6 +152,26 @@ def memory(rival: Rival, folder: Path, data: str, dtype: str, counts: Sequence[i
         try:
             words = (place, data, dtype, count)
             found[str(count)] = {task: child("memory", rival.name, task, *words)["peak"] for task in ("write", "read")}
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    return found
+
+
+def syncs(rival: Rival, folder: Path, data: str, dtype: str, count: int) -> dict[str, int] | None:
+    """System calls that sync, from creating to closing, in each regime; None without strace."""
+    tracer = shutil.which("strace")
+    if tracer is None:
+        return None
+    from jobs import WRITES
+
+    found: dict[str, int] = {}
+    place, log = folder / "syncs", folder / "syncs.txt"
+    within = (tracer, "-f", "-qq", "-e", f"trace={','.join(SYNCS)}", "-e", "signal=none", "-o", log)
+    for job in WRITES:
+        try:
+            child("write", rival.name, job, place, data, dtype, count, within=within)
+            lines = log.read_text(encoding="utf-8").splitlines()
+            found[job] = sum("(" in line and "resumed" not in line for line in lines)
         finally:
             shutil.rmtree(place, ignore_errors=True)
     return found
@@ -185,7 +217,7 @@ def imports(rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     task, *words = sys.argv[1:]
-    print(json.dumps({"memory": measure_memory, "open": measure_open}[task](*words)))
+    print(json.dumps({"memory": measure_memory, "write": write, "open": measure_open}[task](*words)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ class Planes(Rival):
     memory: str = "1 GiB"
 
     def write(self, folder: Path, entries: Sequence[Entry], sync_every: int | None) -> int:
-        """A commit comes every 64 MiB at the latest and syncs; with `interval` it is the clock that asks for a sync."""
+        """A commit comes every 64 MiB at the latest and syncs; with `interval` it is the clock that asks for a sync.
+
+        Creating and closing sync too, which the writer does not count.
+        """
         durability = "interval" if sync_every is None else "commit"
         place = folder / "store"
         with actstore.create(place, durability=durability, memory=self.memory, **self.options) as store:

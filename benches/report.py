@@ -33,6 +33,7 @@ def markdown(document: dict[str, Any]) -> str:
     for run in document["runs"]:
         lines += run_tables(run)
     lines += memory_table(document["isolated"].get("memory", {}))
+    lines += syncs_table(document["isolated"].get("syncs", {}))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -108,7 +109,7 @@ def job_tables(name: str, job: dict[str, Any], kinds: dict[str, str]) -> list[st
             largest.setdefault(contestant, case)
     names = sorted(largest, key=lambda name: largest[name]["rows"][name]["median"] / largest[name]["operations"])
     rows = [row(name, largest[name], kinds, syncs) for name in names]
-    lines = [f"### {job['title'].capitalize()}", "", *table(head, rows)]
+    lines = [f"### {job['title'][0].upper()}{job['title'][1:]}", "", *table(head, rows)]
     missing = [f"{name}: {why}" for name, why in job["unsupported"].items()]
     return [*lines, f"Cannot: {'; '.join(missing)}.", ""] if missing else lines
 
@@ -145,3 +146,13 @@ def memory_table(memory: dict[str, Any]) -> list[str]:
     ]
     head = ["", "entries", "writing", "reading"]
     return ["## Peak anonymous memory, over the interpreter with torch", "", *table(head, rows)]
+
+
+def syncs_table(syncs: dict[str, Any]) -> list[str]:
+    if not syncs:
+        return []
+    title = ["## Syncs of a durable write, from creating to closing, as the system saw them", ""]
+    if not all(syncs.values()):
+        return [*title, "Not traced: strace is not installed.", ""]
+    rows = [[name, str(of["write_end"]), str(of["write_64"])] for name, of in syncs.items()]
+    return [*title, *table(["", "one at the end", "every 64 MiB"], rows)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ __all__ = ["NO_PART", "Plan", "Run", "cases"]
 
 SHARES = (1 / 200, 1 / 50, 1 / 10, 1 / 3, 1.0)
 """Of the operations of a job: a few steps, so that slow rivals share their cases."""
-STORE_SECONDS = 20.0
-"""A store that takes longer to write is made of the first entries alone."""
+STORE_LIMITS = 13.0
+"""A store that takes more than so many limits to write is made of the first entries alone."""
 NO_PART = "takes no part"
 PATIENCE = 4.0
 """How many times the limit ours, and the bound, may take on a case that is a rival's."""
@@ -73,6 +74,7 @@ class Run:
     def go(self, only: str = "") -> dict[str, Any]:
         """Stores first, then how long everybody takes, then the rounds."""
         jobs = [job for job in JOBS if only in job]
+        begun = time.monotonic()
         for name in self._contestants:
             if name not in self.state["stores"]:
                 print(f"  store: {name}", flush=True)
@@ -82,18 +84,20 @@ class Run:
             for name in self._contestants:
                 self._calibrate(job, name)
             self._save()
+        print(f"  {time.monotonic() - begun:.0f} s: everybody has a store and a share", flush=True)
         for number in range(self._plan.rounds):
             for job in jobs:
                 if [number, job] not in self.state["done"]:
                     self._round(number, job)
                     self.state["done"].append([number, job])
                     self._save()
-            print(f"  round {number + 1} of {self._plan.rounds}", flush=True)
+            print(f"  {time.monotonic() - begun:.0f} s: round {number + 1} of {self._plan.rounds}", flush=True)
         return self.state
 
-    def close(self) -> None:
-        """The stores are not needed any more."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def clear(self) -> None:
+        """Delete the stores, which can be large; the state stays, for a run that is interrupted later."""
+        for name in self._contestants:
+            shutil.rmtree(self._store(name), ignore_errors=True)
 
     def _store(self, name: str) -> Path:
         return self._folder / "".join(letter if letter.isalnum() else "-" for letter in name)
@@ -104,8 +108,9 @@ class Run:
         some = max(1, every // 50)
         contest.write(rival, self._store(name), self._work, some, "write_64")
         seconds, _ = contest.write(rival, self._store(name), self._work, some, "write_64")
-        slow = seconds * every / some > STORE_SECONDS
-        count = whole(every, step(STORE_SECONDS * some / seconds / every)) if slow else every
+        most = STORE_LIMITS * self._plan.limit
+        slow = seconds * every / some > most
+        count = whole(every, step(most * some / seconds / every)) if slow else every
         contest.write(rival, self._store(name), self._work, count, "write_64")
         raw = sum(entry.raw_bytes for entry in self._work.entries[:count])
         size = page_cache.file_bytes(self._store(name))
