@@ -51,6 +51,7 @@ class Workload:
         points = list(entries[0].activations)
         self.point = points[len(points) // 2]
         """The hook point of the jobs on one of them."""
+        self._drawn: dict[tuple[str, Case], list[Any]] = {}
 
     @cached_property
     def entry_sums(self) -> list[int]:
@@ -66,14 +67,22 @@ class Workload:
 
     def numbers(self, case: Case) -> list[int]:
         """Entries drawn at random, as many as there are operations."""
-        return random.Random(case.entries).choices(range(case.entries), k=case.operations)
+        return self._once("numbers", case, lambda chance: chance.choices(range(case.entries), k=case.operations))
 
     def picks(self, case: Case) -> list[tuple[int, int]]:
         """Tokens drawn at random, every token alike."""
-        chance = random.Random(case.entries)
+        return self._once("picks", case, lambda chance: self._tokens(case, chance))
+
+    def _tokens(self, case: Case, chance: random.Random) -> list[tuple[int, int]]:
         tokens = [entry.tokens for entry in self.entries[: case.entries]]
         numbers = chance.choices(range(case.entries), weights=tokens, k=case.operations)
         return [(number, chance.randrange(tokens[number])) for number in numbers]
+
+    def _once(self, what: str, case: Case, draw: Callable[[random.Random], list[Any]]) -> list[Any]:
+        """Drawn when it is asked for first, before any time is taken: whoever checks needs it."""
+        if (what, case) not in self._drawn:
+            self._drawn[what, case] = draw(random.Random(case.entries))
+        return self._drawn[what, case]
 
     def tokens(self, entries: int) -> int:
         return sum(entry.tokens for entry in self.entries[:entries])

@@ -57,11 +57,13 @@ class Raw(Planes):
 class LmdbRawCodec(Planes):
     name = "actstore, lmdb, raw"
     options: ClassVar[dict[str, Any]] = {"backend": "lmdb", "codec": "raw"}
+    beside: ClassVar[str | None] = "py-lmdb, pickled"
 
 
 class Json(Planes):
     name = "actstore, json"
     options: ClassVar[dict[str, Any]] = {"backend": "json"}
+    beside: ClassVar[str | None] = "json.dump of lists"
     jobs: ClassVar[tuple[str, ...] | None] = ("size", "write_end", "write_64", "read")
 
 

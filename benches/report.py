@@ -41,10 +41,12 @@ def preamble(document: dict[str, Any]) -> list[str]:
     machine = document["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rounds = ", ".join(sorted({str(run["plan"]["rounds"]) for run in document["runs"]}))
-    limits = ", ".join(sorted({f"{run['plan']['limit']:g}" for run in document["runs"]}))
+    limits = (
+        f"{document['runs'][0]['plan']['read_limit']:g} s (writes: {document['runs'][0]['plan']['write_limit']:g} s)"
+    )
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, {machine['system']}; "
-        f"{machine['date']}; commit {machine['commit']}; {versions}. {rounds} rounds; a job over {limits} s runs on "
+        f"{machine['date']}; commit {machine['commit']}; {versions}. {rounds} rounds; a job over {limits} runs on "
         f"its first k operations. Made in {document['seconds'] / 60:.1f} minutes by `bench.py {document['mode']}`; "
         "benches/README.md says what is measured and how.",
         "",

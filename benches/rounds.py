@@ -25,7 +25,7 @@ __all__ = ["NO_PART", "Plan", "Run", "cases"]
 
 SHARES = (1 / 200, 1 / 50, 1 / 10, 1 / 3, 1.0)
 """Of the operations of a job: a few steps, so that slow rivals share their cases."""
-STORE_LIMITS = 13.0
+STORE_LIMITS = 16.0
 """A store that takes more than so many limits to write is made of the first entries alone."""
 NO_PART = "takes no part"
 PATIENCE = 4.0
@@ -40,8 +40,9 @@ class Plan:
     dtype: str
     entries: int
     rounds: int
-    limit: float
-    """Seconds that a job may take before its rival is given the first k operations alone."""
+    read_limit: float
+    write_limit: float
+    """Seconds that a job may take before its contestant is given the first k operations alone."""
     commit: str
 
 
@@ -86,6 +87,8 @@ class Run:
             self._save()
         print(f"  {time.monotonic() - begun:.0f} s: everybody has a store and a share", flush=True)
         for number in range(self._plan.rounds):
+            for name in self._contestants:
+                page_cache.warm(self._store(name))
             for job in jobs:
                 if [number, job] not in self.state["done"]:
                     self._round(number, job)
@@ -108,7 +111,7 @@ class Run:
         some = max(1, every // 50)
         contest.write(rival, self._store(name), self._work, some, "write_64")
         seconds, _ = contest.write(rival, self._store(name), self._work, some, "write_64")
-        most = STORE_LIMITS * self._plan.limit
+        most = STORE_LIMITS * self._plan.write_limit
         slow = seconds * every / some > most
         count = whole(every, step(most * some / seconds / every)) if slow else every
         contest.write(rival, self._store(name), self._work, count, "write_64")
@@ -132,11 +135,14 @@ class Run:
                 share = larger
                 seconds = self._perform(job, name, self._case(job, name, share))
                 # What it costs to begin counts as if it grew, so that a step is never too large.
-                larger = max(share, step(share * self._plan.limit / seconds))
+                larger = max(share, step(share * self._limit(job) / seconds))
         except Unsupported as reason:
             refused[name] = str(reason)
         else:
             known[name] = {"share": share, "seconds": seconds}
+
+    def _limit(self, job: str) -> float:
+        return self._plan.write_limit if job in WRITES else self._plan.read_limit
 
     def _operations(self, job: str, entries: int) -> int:
         return entries if job in WRITES else READS[job].count(self._work, entries)
@@ -152,10 +158,12 @@ class Run:
         known = self.state["shares"][job]
         cases: dict[Case, list[str]] = {}
         for name, of in known.items():
-            cases.setdefault(self._case(job, name, of["share"]), []).append(name)
+            if self._contestants[name].beside not in known:
+                cases.setdefault(self._case(job, name, of["share"]), []).append(name)
         for case, names in cases.items():
             for name, rival in self._contestants.items():
-                if (rival.ours or rival.bound) and name in known and name not in names and self._can(job, name, case):
+                joins = rival.beside in names if rival.beside else rival.ours or rival.bound
+                if joins and name in known and name not in names and self._can(job, name, case):
                     names.append(name)
         return cases
 
@@ -163,7 +171,7 @@ class Run:
         stored = self.state["stores"][name]["entries"]
         share = case.operations / self._operations(job, self._plan.entries)
         known = self.state["shares"][job][name]
-        soon = known["seconds"] * share / known["share"] <= PATIENCE * self._plan.limit
+        soon = known["seconds"] * share / known["share"] <= PATIENCE * self._limit(job)
         # A shuffle goes over a whole store, and the metadata of it is one operation.
         whole_store = job in ("batches", "metadata", "open")
         return soon and (stored == case.entries or (stored > case.entries and not whole_store) or job in WRITES)

@@ -90,6 +90,8 @@ class Rival(ABC):
     """Nothing that anyone would store in, but what the machine can do at best."""
     jobs: ClassVar[tuple[str, ...] | None] = None
     """The jobs it takes part in, where these are not all."""
+    beside: ClassVar[str | None] = None
+    """Of ours: the one rival that it is measured against, where these are not all."""
 
     @abstractmethod
     def write(self, folder: Path, entries: Sequence[Entry], sync_every: int | None) -> int:
