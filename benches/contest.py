@@ -37,7 +37,7 @@ def write(rival: Rival, folder: Path, work: Workload, count: int, job: str) -> t
 
 
 def read(rival: Rival, folder: Path, work: Workload, case: Case, job: Job) -> float:
-    """Seconds; `Wrong` where the sum is not that of what was written. Its files are in memory, before and after."""
+    """Seconds; `Wrong` where the sum is not that of what was written."""
     keys, expected = work.keys(case.entries), job.expected(work, case)
     if job.cold:
         page_cache.drop(folder)
@@ -46,12 +46,9 @@ def read(rival: Rival, folder: Path, work: Workload, case: Case, job: Job) -> fl
             start = time.perf_counter()
             reader = rival.open(folder, keys)
             try:
-                seconds = checked(job, reader, work, case, expected, start)
+                return checked(job, reader, work, case, expected, start)
             finally:
                 reader.close()
-        if job.cold:
-            page_cache.warm(folder)
-        return seconds
     reader = rival.open(folder, keys)
     try:
         with undisturbed():

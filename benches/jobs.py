@@ -213,11 +213,7 @@ READS = {
     job.name: job
     for job in (
         Job("read", "full read, warm", "entry", of_entries, read_all, entry_total),
-        Job("read_cold", "full read, cold", "entry", of_entries, read_all, entry_total, cold=True),
         Job("random", "random entries, warm", "entry", scaled(RANDOM_ENTRIES), read_random, random_total),
-        Job(
-            "random_cold", "random entries, cold", "entry", scaled(RANDOM_ENTRIES), read_random, random_total, cold=True
-        ),
         Job(
             "latency",
             "one random entry at a time",
@@ -232,6 +228,11 @@ READS = {
         Job("batches", "shuffled token batches", f"batch of {BATCH_TOKENS:,}", batch_count, batches, batches_total),
         Job("metadata", "metadata of all entries", "store", once, metadata, rows_total),
         Job("open", "open and close", "store", once, nothing, no_total, opens=True),
+        # Last, since they take the stores out of memory.
+        Job("read_cold", "full read, cold", "entry", of_entries, read_all, entry_total, cold=True),
+        Job(
+            "random_cold", "random entries, cold", "entry", scaled(RANDOM_ENTRIES), read_random, random_total, cold=True
+        ),
     )
 }
 

@@ -81,11 +81,12 @@ class Run:
                 print(f"  store: {name}", flush=True)
                 self._prepare(name)
                 self._save()
+        print(f"  {time.monotonic() - begun:.0f} s: everybody has a store", flush=True)
         for job in jobs:
             for name in self._contestants:
                 self._calibrate(job, name)
             self._save()
-        print(f"  {time.monotonic() - begun:.0f} s: everybody has a store and a share", flush=True)
+        print(f"  {time.monotonic() - begun:.0f} s: everybody has a share", flush=True)
         for number in range(self._plan.rounds):
             for name in self._contestants:
                 page_cache.warm(self._store(name))
