@@ -48,6 +48,7 @@ HEADER = struct.Struct("<4sBBHQQ16s8sIIII")
 INTEGERS = {2: "H", 4: "I", 8: "Q"}
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 LARGEST_WINDOW = 1 << 27
+LARGEST_MODEL = 1 << 20
 LARGEST_FRAME = 256 << 20
 NAME = re.compile(r"[!-.0-\[\]-~]{1,512}")
 DOCUMENT_FIELDS = {"key", "key_recipe", "prompt", "response", "prompt_length", "positions", "metadata", "created"}
@@ -230,6 +231,13 @@ class Fields:
         return (
             [int("0" + text[at : at + bits][::-1], 2) for at in range(0, count * bits, bits)] if bits else [0] * count
         )
+
+    def with_planes(self, count: int, planes: int) -> list[int]:
+        """Numbers of eight low bits each, and bit planes of those above."""
+        numbers = list(self.take(count))
+        for shift in range(8, 8 + planes):
+            numbers = [number + (bit << shift) for number, bit in zip(numbers, self.fields(count, 1), strict=True)]
+        return numbers
 
     def rest(self) -> bytes:
         return self.take(len(self.data) - self.position)
@@ -444,7 +452,9 @@ class Source(NamedTuple):
         first, second = (self.payload(offset, MODEL) for offset in self.models[name])
         if first != second:
             raise self.shard.damage(self.models[name][0], f"the copies of model {name.hex()} differ")
-        return first
+        if len(first) > LARGEST_MODEL:
+            raise self.shard.damage(self.models[name][0], f"model {name.hex()} has {len(first)} bytes")
+        return decompress(first, LARGEST_MODEL, least=1) if first.startswith(ZSTD_MAGIC) else first
 
 
 def apply(commit: Commit, source: Source, entries: dict[str, Entry]) -> None:
@@ -602,12 +612,14 @@ def decode_frame(frame: Frame, stored: bytes, activation: Activation, number: in
     return values
 
 
-def decompress(frame: bytes, size: int) -> bytes:
+def decompress(frame: bytes, size: int, least: int | None = None) -> bytes:
+    """The content of a zstd frame, which has `size` bytes, or at least `least` and at most `size`."""
     if len(frame) < 5 or frame[:4] != ZSTD_MAGIC or frame[4] & 3:
         raise Damaged("not a zstd frame without dictionary")
     try:
         parameters = zstandard.get_frame_parameters(frame)
-        if parameters.content_size != size or parameters.window_size > LARGEST_WINDOW:
+        due = range(size if least is None else least, size + 1)
+        if parameters.content_size not in due or parameters.window_size > LARGEST_WINDOW:
             raise Damaged(f"a zstd frame of {parameters.content_size} bytes where {size} are due")
         return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -618,7 +630,8 @@ def decompress(frame: bytes, size: int) -> bytes:
 
 
 LARGEST_SEGMENT = 512
-WIDE, ESCAPES = 2, 4
+ESCAPES = 2
+MOST_PLANES = 4
 
 
 def code_words(lengths: list[int], longest: int) -> dict[str, int]:
@@ -655,23 +668,24 @@ class Segment(NamedTuple):
     escapes: int
 
 
-def read_index(fields: Fields, flags: int, count: int, activation: Activation) -> list[Segment]:
+def read_index(fields: Fields, flags: int, count: int, activation: Activation, encoding: str) -> list[Segment]:
     sizes = segment_sizes(count, activation.row_values)
-    base, width = fields.number(2), 2 if flags & WIDE else 1
-    lengths = [base + fields.number(width) for _ in sizes]
+    head = fields.number(2)
+    base, planes, many = head & 0xFFF, head >> 12 & 7, head >> 15
+    if planes > MOST_PLANES or (many and not flags & ESCAPES):
+        raise Damaged(f"an index that begins with {head:#x}")
+    lengths = [base + length for length in fields.with_planes(len(sizes), planes)]
     has_escapes = fields.fields(len(sizes), 1) if flags & ESCAPES else [0] * len(sizes)
-    escapes = [fields.number(width) if has else 0 for has in has_escapes]
+    counts = iter(fields.with_planes(sum(has_escapes), many))
+    escapes = [1 + next(counts) if has else 0 for has in has_escapes]
+    met = {"": True, ": high bits of lengths": planes, ": escapes": flags & ESCAPES, ": many escapes": many}
+    activation.met |= {encoding + text for text, is_met in met.items() if is_met}
     return [Segment(*segment) for segment in zip(sizes, lengths, escapes, strict=True)]
-
-
-def met_flags(encoding: str, flags: int) -> set[str]:
-    words = {0: "", WIDE: ": wide index", ESCAPES: ": escapes"}
-    return {encoding + text for flag, text in words.items() if flags & flag == flag}
 
 
 # The encoding `planes`
 
-OWN_CODE, PLANE_OF_TOPS = 1, 8
+OWN_CODE, PLANE_OF_TOPS = 1, 4
 CLASSES, LONGEST_CLASS = 16, 7
 SYMBOL_0, ESCAPED = 14, 15
 
@@ -696,9 +710,8 @@ def parse_classes(model: bytes, channels: int) -> Classes:
 def decode_planes(stored: bytes, count: int, activation: Activation) -> bytes:
     fields, low_planes = Fields(stored), activation.width - 1
     flags, compressed = fields.number(1), fields.number(1)
-    if (flags & ~(OWN_CODE | WIDE | ESCAPES) and flags != PLANE_OF_TOPS) or compressed >> low_planes:
+    if (flags & ~(OWN_CODE | ESCAPES) and flags != PLANE_OF_TOPS) or compressed >> low_planes:
         raise Damaged(f"unknown flags {flags:#x}, or {compressed:#x} for {low_planes} low planes")
-    activation.met |= met_flags("planes", flags)
     low = [decode_low(fields, count, compressed >> plane & 1, activation) for plane in range(low_planes)]
     if flags == PLANE_OF_TOPS:
         tops = decode_plane_of_tops(fields.rest(), count, activation)
@@ -726,7 +739,7 @@ def decode_tops(fields: Fields, flags: int, count: int, activation: Activation) 
     mid_bits = MID_BITS.get(activation.dtype, 0)
     mids = fields.fields(count, mid_bits)
     words, biases = find_classes(fields, flags, activation)
-    index = read_index(fields, flags, count, activation)
+    index = read_index(fields, flags, count, activation, "planes")
     classes = decode_classes(fields, index, words)
     symbols = class_symbols(classes, biases, fields.take(sum(segment.escapes for segment in index)))
     fields.end()
@@ -883,12 +896,11 @@ def decode_archive(stored: bytes, below: bytes, activation: Activation) -> bytes
     layer = parse_layer(activation.model, activation.row_values)
     fields, count, lowest_bits = Fields(stored), len(below) // 2, LOWEST_BITS[activation.dtype]
     flags = fields.number(1)
-    if flags & ~(WIDE | ESCAPES):
+    if flags & ~ESCAPES:
         raise Damaged(f"unknown flags {flags:#x}")
-    activation.met |= met_flags("archive", flags)
     steps = fields.fields(count // activation.row_values, 4)
     lowest = fields.fields(count, lowest_bits)
-    index = read_index(fields, flags, count, activation)
+    index = read_index(fields, flags, count, activation, "archive")
     known = predict(struct.unpack(f"<{count}H", below), layer.channels, steps, activation.dtype)
     symbols = decode_symbols(fields, index, known, layer.codes)
     escapes = iter(fields.numbers(sum(segment.escapes for segment in index), 2))

@@ -24,7 +24,7 @@ LEVELS = [
     {"hook_points"},
     {"_core"},
     {"arrays", "metadata", "reports"},
-    {"entry", "writer", "scan"},
+    {"entry", "writer", "scan", "tokens"},
     {"store"},
     {"options"},
     {"capture", "migration"},
@@ -153,13 +153,16 @@ def test_others_run_while_the_core_works(tmp_path: Path) -> None:
     store = actstore.create(tmp_path / "s", codec="zstd", memory="32 MiB")
     writer = store.writer()
     for index in range(4):
-        call(f"put {index}", lambda index=index: writer.put(key=str(index), activations={"logits": array}))
+        key, ids = str(index), range(len(array))
+        call(f"put {key}", lambda key=key, ids=ids: writer.put(key=key, token_ids=ids, activations={"logits": array}))
     call("flush", writer.flush)
     for index in range(4, 8):
         writer.put(key=str(index), activations={"embed": array})
     call("close the writer", writer.close)
     call("read", lambda: store["0"].numpy("logits"))
     call("scan", lambda: sum(1 for _ in store.scan("logits")))
+    call("tokens", lambda: sum(1 for _ in store.tokens("logits", shuffle=True)))
+    call("gather", lambda: store.gather("logits", ["1"] * 4096, range(4096)))
     call("verify", store.verify)
     call("delete", lambda: store.delete("0"))
     call("close", store.close)

@@ -102,6 +102,18 @@ class Everywhere(RuleBasedStateMachine):
 
             self.same(rows)
 
+    @rule(selection=SELECTIONS, size=st.integers(1, 20), seed=st.none() | st.integers(0, 3))
+    def tokens(self, selection: str | list[int], size: int, seed: int | None) -> None:
+        def tokens(store: Store) -> list[Any]:
+            batches = store.tokens("resid_post.0", selection, size, shuffle=seed is not None, seed=seed or 0)
+            return [(batch.keys, batch.positions.tolist(), batch.activations.tolist()) for batch in batches]
+
+        self.same(tokens)
+
+    @rule(keys=st.lists(KEYS, max_size=4), position=st.integers(-3, 9))
+    def gather(self, keys: list[str], position: int) -> None:
+        self.same(lambda store: store.gather("resid_post.0", keys, position).tolist())
+
     @rule()
     def verify(self) -> None:
         assert self.same(lambda store: store.verify()["damage"]) == []

@@ -216,7 +216,8 @@ WAYS_OF_PLANES = {
         ": model of one bias",
         ": model of a bias a channel",
         ": escapes",
-        ": wide index",
+        ": high bits of lengths",
+        ": many escapes",
         ": compressed low plane",
         ": plane of tops",
         ": compressed plane of tops",
@@ -230,7 +231,7 @@ def test_every_way_of_planes(tmp_path: Path) -> None:
         with actstore.create(tmp_path / dtype, codec="planes") as store:
             store.put(key="k", activations=all_kinds(dtype))
         met[dtype] = assert_same(tmp_path / dtype, {"k": all_kinds(dtype)})
-        assert met[dtype] >= {"planes: model of a bias a channel", "planes: escapes", "planes: wide index"}
+        assert met[dtype] >= {"planes: model of a bias a channel", "planes: escapes", "planes: high bits of lengths"}
     assert set().union(*met.values()) == WAYS_OF_PLANES | {"stored", "zstd"}
     # Also where a top is more than its symbol.
     assert "planes: compressed plane of tops" in met["float8_e4m3fn"] & met["float8_e5m2"]
@@ -302,7 +303,7 @@ def test_a_row_that_the_layer_below_does_not_give(tmp_path: Path) -> None:
     expected = {f"{seed}": layers("float16", [0, 1], 30, 512, seed, step=0.01) for seed in range(2)}
     for arrays in expected.values():
         arrays["blocks.1.hook_resid_post"] = with_a_noisy_row(arrays["blocks.1.hook_resid_post"])
-    assert {"archive: escapes", "archive: wide index"} <= put_archive(tmp_path / "s", expected)
+    assert {"archive: escapes", "archive: high bits of lengths"} <= put_archive(tmp_path / "s", expected)
 
 
 def test_the_embedding_is_below_the_first_block(tmp_path: Path) -> None:
@@ -856,11 +857,11 @@ UNEVEN = "55 55 55 15 55 55 55 54"
 """0 of class 7, 1000 of class 14, and from 10010 to 11111 of the others."""
 
 # 1, -2, 0, a NaN, 0.5, 1.5: tops 7F 80 00 FF 7E 7F, so classes 1 2 14 15 0 1 of bias 7E; in one segment of 24 bits.
-OF_BFLOAT16 = f"05 00 | 00 01 00 82 00 80 | {EVEN} 7E | 1400 04 01 01 | 48 F7 80 | FF"
+OF_BFLOAT16 = f"03 00 | 00 01 00 82 00 80 | {EVEN} 7E | 1400 04 01 00 | 48 F7 80 | FF"
 # 1, -1.125, 0, 2: symbols 7 7 0 8 and mids 0 3 0 0.
 OF_FLOAT8 = f"01 00 | 30 00 | {UNEVEN} 00 | 0B00 00 | C4 04"
 # Eight times 1.5: a low plane of 80 and tops of 7F, each as a zstd frame of one block that says so.
-OF_TOPS = "08 01 | 0A000000 28B52FFD 20 08 430000 80 | 28B52FFD 20 08 430000 7F"
+OF_TOPS = "04 01 | 0A000000 28B52FFD 20 08 430000 80 | 28B52FFD 20 08 430000 7F"
 
 
 def test_planes_by_hand() -> None:
@@ -870,11 +871,11 @@ def test_planes_by_hand() -> None:
     assert planes(OF_BFLOAT16, (3, 2), "bfloat16") == "803f 00c0 0000 c17f 003f c03f"
     assert planes(OF_FLOAT8, (4,), "float8_e4m3fn") == "38b9 0040"
     assert planes(OF_TOPS, (8,), "bfloat16") == " ".join(["c03f"] * 8)
-    assert planes("08 00 | 80 00 | 7F 80", (2,), "bfloat16") == "c03f 0040"
+    assert planes("04 00 | 80 00 | 7F 80", (2,), "bfloat16") == "c03f 0040"
     # 1 and -3: symbols 15 and 16, mids 0 and 4. A bias a channel: classes 0 and 3; then one: classes 2 and 3.
-    wide = "02 00 | 00 01 | 20 | 0800 0000 |"
-    assert planes(f"{wide} C0", (1, 2), "float16", f"02 {EVEN} 0F 0D") == "003c 00c2"
-    assert planes(f"{wide} C4", (1, 2), "float16", f"02 {EVEN} 0D") == "003c 00c2"
+    high = "00 00 | 00 01 | 20 | 0810 00 00 |"
+    assert planes(f"{high} C0", (1, 2), "float16", f"02 {EVEN} 0F 0D") == "003c 00c2"
+    assert planes(f"{high} C4", (1, 2), "float16", f"02 {EVEN} 0D") == "003c 00c2"
 
 
 WORDS = [{64: 1, 66: 2, 128: 2}, {64: 2, 65: 2, 66: 2, 128: 2}] * 8
@@ -885,7 +886,7 @@ OF_THREE_CHANNELS = "803F 0000 80BF | 0000 803F 0000 | 78 C8 BB"
 # By value: S, o, e, context, B: 187 93 127 15 476; 267 133 127 6 488; 254 127 127 2 464, negative.
 # 186 93 0 0 328; 266 133 127 0 488; 253 126 128 12 482, negative. So code words 01 0 10, 0 11 0.
 GIVEN = "803F C07F 803F 0100 0000 4040"
-OF_LAYER = "04 | 01 | 05FC1000 | 0100 01 01 01 | CA00 | C17F"
+OF_LAYER = "02 | 01 | 05FC1000 | 0100 01 01 00 | CA00 | C17F"
 
 
 def layer_model(channels: str, words: list[dict[int, int]]) -> bytes:
@@ -909,19 +910,19 @@ def test_archive_by_hand() -> None:
 
 # 63 times 1.5 and a NaN, whose low byte is the same.
 LOW = "0A000000 28B52FFD 20 40 030200 80"
-LONG = f"05 01 | {LOW} | {EVEN} 7E | 0001 00 01 01 | {'88' * 31} F8 | FF"
-LONG_TOPS = f"08 01 | {LOW} | 28B52FFD 20 40 030200 7F"
+LONG = f"03 01 | {LOW} | {EVEN} 7E | 0001 00 01 00 | {'88' * 31} F8 | FF"
+LONG_TOPS = f"04 01 | {LOW} | 28B52FFD 20 40 030200 7F"
 # 63 times 1 and a 2.
 LONG_FLOAT8 = f"01 00 | {'00' * 32} | {UNEVEN} 00 | 4400 00 | {'00' * 7} 80 09"
 
 WRONG_PLANES = {
     "no bytes": "",
-    "flags alone": "05",
-    "an unknown flag": LONG.replace("05", "15", 1),
-    "tops with a code": LONG_TOPS.replace("08", "09", 1),
-    "tops with a wide index": LONG_TOPS.replace("08", "0A", 1),
-    "tops with escapes": LONG_TOPS.replace("08", "0C", 1),
-    "a low plane that is none": LONG.replace("05 01", "05 03", 1),
+    "flags alone": "03",
+    "an unknown flag": LONG.replace("03", "13", 1),
+    "tops with a code": LONG_TOPS.replace("04", "05", 1),
+    "tops with a code and escapes": LONG_TOPS.replace("04", "07", 1),
+    "tops with escapes": LONG_TOPS.replace("04", "06", 1),
+    "a low plane that is none": LONG.replace("03 01", "03 03", 1),
     "a low plane that is no zstd frame": LONG.replace("28B5", "28B4", 1),
     "other low bytes than values": LONG.replace("20 40 030200", "20 3F FB0100", 1),
     "more than a zstd frame": LONG.replace("0A000000", "0B000000", 1).replace("80 |", "80 00 |", 1),
@@ -932,15 +933,16 @@ WRONG_PLANES = {
     "a class without a word": LONG.replace(EVEN, "03 44 44 44 44 44 44 44", 1),
     "a word of 8 bits": LONG.replace(EVEN, "73 44 44 44 44 44 44 45", 1).replace("45 7E", "88 7E", 1),
     "a segment too long": LONG.replace("0001 00", "0001 01", 1),
-    "too few escapes": LONG.replace("01 01 | 88", "01 00 | 88", 1).removesuffix("| FF"),
+    "five planes of lengths": LONG.replace("0001 00", "0051 00 0000000000", 1),
+    "many escapes of none": LONG.replace("03", "01", 1).replace("0001 00 01 00", "0081 00", 1).removesuffix("| FF"),
     "an escape too few": LONG.removesuffix("| FF"),
     "a byte too many": LONG + "00",
-    "no model": LONG.replace("05", "04", 1).replace(f"{EVEN} 7E |", "", 1),
+    "no model": LONG.replace("03", "02", 1).replace(f"{EVEN} 7E |", "", 1),
 }
 CONTRADICTIONS = {
     "a segment too short": LONG.replace("0001 00", "FF00 00", 1),
-    "no escapes": LONG.replace("01 01 | 88", "00 | 88", 1).removesuffix("| FF"),
-    "too many escapes": LONG.replace("01 01 | 88", "01 02 | 88", 1) + "FF",
+    "no escapes": LONG.replace("01 00 | 88", "00 | 88", 1).removesuffix("| FF"),
+    "too many escapes": LONG.replace("01 00 | 88", "01 01 | 88", 1) + "FF",
 }
 SYMBOL_OF_FIVE_BITS = LONG_FLOAT8.replace(f"{UNEVEN} 00", f"{UNEVEN} 09", 1)
 
@@ -1009,14 +1011,14 @@ OTHER_WORDS = {
 }
 WRONG_LAYERS = {
     "no bytes": "",
-    "an unknown flag": OF_LAYER.replace("04", "05", 1),
-    "another unknown flag": OF_LAYER.replace("04", "0C", 1),
+    "an unknown flag": OF_LAYER.replace("02", "03", 1),
+    "another unknown flag": OF_LAYER.replace("02", "06", 1),
     "a segment too short": OF_LAYER.replace("0100 01", "0000 01", 1),
     "a segment too long": OF_LAYER.replace("0100 01", "0200 01", 1).replace("CA00", "CA0000", 1),
     "a segment above the frame": OF_LAYER.replace("0100 01", "00FF 01", 1),
-    "no escapes": OF_LAYER.replace("04", "00", 1).replace("01 01 | CA00 | C17F", "CA00", 1),
-    "too few escapes": OF_LAYER.replace("01 | CA", "00 | CA", 1).removesuffix("| C17F"),
-    "too many escapes": OF_LAYER.replace("01 | CA", "02 | CA", 1) + "0000",
+    "no escapes": OF_LAYER.replace("02", "00", 1).replace("01 00 | CA00 | C17F", "CA00", 1),
+    "too few escapes": OF_LAYER.replace("01 00 | CA", "00 | CA", 1).removesuffix("| C17F"),
+    "too many escapes": OF_LAYER.replace("00 | CA", "01 | CA", 1) + "0000",
     "half an escape": OF_LAYER.removesuffix("7F"),
     "a byte too many": OF_LAYER + "00",
 }

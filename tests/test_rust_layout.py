@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "rust"
 CORE = ROOT / "core" / "src"
 
 LAYERS = (
-    ("error", "lock"),
+    ("error", "lock", "shuffle"),
     ("tensor", "hook_point", "pool"),
     ("entry",),
     ("codec", "files"),

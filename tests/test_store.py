@@ -4,7 +4,6 @@ import copy
 import pickle
 import threading
 import time
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ import pytest
 import torch
 
 import actstore
-from actstore import arrays
 from actstore.errors import ActstoreError, InvalidInputError, KeyConflictError, NotFoundError, ReadOnlyError
 from actstore.store import Store
+from allocated import Allocated
 from processes import python
 
 POINT = "resid_post.1"
@@ -207,20 +206,10 @@ def test_scan_holds_two_windows_at_most(store: Store, monkeypatch: pytest.Monkey
     with store.writer() as writer:
         for index in range(24):
             writer.put(key=str(index), activations={POINT: activation})
-    real, living, peak = arrays.allocate, set[int](), 0
-
-    def allocate(size: int) -> np.ndarray:
-        nonlocal peak
-        array = real(size)
-        living.add(id(array))
-        weakref.finalize(array, living.discard, id(array))
-        peak = max(peak, len(living))
-        return array
-
-    monkeypatch.setattr(arrays, "allocate", allocate)
+    allocated = Allocated(monkeypatch)
     assert sum(1 for _ in store.scan(POINT)) == 24
     # The loop holds the array it was given last.
-    assert 4 < peak <= 4 + 4 + 1
+    assert 4 < allocated.peak <= 4 + 4 + 1
     del activation
 
 
@@ -450,7 +439,8 @@ def test_every_call_after_close_is_refused(store: Store) -> None:
     put_some(store, 2)
     entry, writer = store["key 0"], store.writer()
     writer.close()
-    table = store.metadata()
+    table, batches = store.metadata(), store.tokens(POINT, batch_size=1)
+    assert len(next(batches)) == 1
     store.close()
     store.close()
     assert store.closed
@@ -464,6 +454,9 @@ def test_every_call_after_close_is_refused(store: Store) -> None:
         lambda: table.__arrow_c_stream__(),
         lambda: entry.numpy(POINT),
         lambda: list(store.scan(POINT)),
+        lambda: list(store.tokens(POINT)),
+        lambda: list(batches),
+        lambda: store.gather(POINT, ["key 0"], 0),
         lambda: store.put(key="x", activations={}),
         store.writer,
         lambda: store.delete("key 0"),

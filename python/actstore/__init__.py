@@ -19,6 +19,7 @@ from actstore.metadata import MetadataTable
 from actstore.migration import migrate
 from actstore.reports import MigrationReport
 from actstore.store import Store, create, open
+from actstore.tokens import TokenBatch
 from actstore.writer import Writer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MigrationReport",
     "Recorder",
     "Store",
+    "TokenBatch",
     "Writer",
     "__version__",
     "capture",

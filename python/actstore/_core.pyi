@@ -8,10 +8,12 @@ from typing_extensions import Buffer
 __all__ = [
     "FORMAT_VERSION",
     "Batch",
+    "Gather",
     "Ring",
     "Slot",
     "Store",
     "StoredEntry",
+    "Tokens",
     "Writer",
     "__version__",
     "backends",
@@ -152,6 +154,12 @@ class Store:
     def read(self, requests: Sequence[tuple[StoredEntry, str, _PositionsLike, Buffer]]) -> None:
         """Decode each (entry, hook point, positions) into its writable buffer, in parallel."""
 
+    def gather(self, point: str, keys: Sequence[str], positions: Buffer) -> Gather:
+        """Look up the token vector at each position, a buffer of int64, of the entry of each key."""
+
+    def tokens(self, point: str, positions: _PositionsLike, seed: int | None) -> Tokens:
+        """List the token vectors of all entries, in the order of writing or in the shuffled one of `seed`."""
+
     def delete(self, keys: Sequence[str]) -> int:
         """Durable on return; the number of entries deleted. Missing keys are fine."""
 
@@ -170,6 +178,37 @@ class Store:
         """
 
     def close(self) -> None: ...
+
+@final
+class Gather:
+    """Token vectors that were looked up by key and position."""
+
+    def __len__(self) -> int: ...
+    def vectors(self) -> tuple[str, int, int]:
+        """(dtype, d, bytes) of each vector."""
+
+    def read(self, out: Buffer) -> None:
+        """Decode all of them, in the order asked for, into a writable buffer of their bytes."""
+
+@final
+class Tokens:
+    """The token vectors at one hook point of a whole store, in one order."""
+
+    def __len__(self) -> int:
+        """Vectors in all."""
+
+    def vectors(self) -> tuple[str, int, int] | None:
+        """(dtype, d, bytes) of each vector; None where there are none."""
+
+    def read(self, start: int, out: Buffer, entries: Buffer, positions: Buffer) -> None:
+        """Decode the vectors from place `start` of the order on into a writable buffer of their bytes.
+
+        `entries` and `positions` are filled with the number of each one's entry, as uint32, and its position, as int64;
+        how many they hold is how many vectors are read.
+        """
+
+    def keys(self, entries: Buffer) -> list[str]:
+        """The keys of entries by their numbers, a buffer of uint32."""
 
 @final
 class StoredEntry:

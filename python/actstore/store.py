@@ -18,6 +18,7 @@ from actstore.metadata import MetadataTable
 from actstore.reports import counted
 from actstore.scan import scan
 from actstore.sizes import format_bytes, parse_bytes
+from actstore.tokens import gather, tokens
 from actstore.writer import Writer
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from actstore.hook_points import PointLike
     from actstore.reports import StoreInfo, VerifyReport
+    from actstore.tokens import IndicesLike, TokenBatch
     from actstore.writer import Activations
 
 __all__ = ["Store", "create", "open"]
@@ -201,6 +203,47 @@ class Store:
         chosen = self.keys() if keys is None else list(keys)
         return scan(self._core, chosen, canonical(point), selection(positions))
 
+    def tokens(
+        self,
+        point: PointLike,
+        positions: str | Sequence[int] = "all",
+        batch_size: int = 4096,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> Iterator[TokenBatch]:
+        """Iterate over the token vectors at `point` of every entry that has it, `batch_size` at a time.
+
+        A `TokenBatch` has `activations`, a tensor [batch, d] of the stored dtype, and tells the token of each row:
+        `positions` and `keys`. The last batch has what is left. `positions` is as for `Entry.numpy`.
+
+        The order is that of writing, or with `shuffle` a pseudo-random permutation of all vectors, which `seed` (0 to
+        2**64 - 1) and their number determine. It does not depend on `batch_size` or on threads, and is the same on
+        every machine. The entries are those that there are when the first batch is asked for; one that is replaced or
+        deleted later gives what it was or is refused as `no_such_key`.
+
+        Memory: three batches, 8 MiB, and of each entry its key and 64 bytes; nothing for a vector, also with `shuffle`.
+        The next batch is read in parallel while this one is used.
+
+        Errors: `point_not_stored` where no entry has the point, `unknown_position` where one lacks the selection,
+        `invalid_tensor` where one is no [positions, d] or has another dtype or d than the others, `invalid_option`.
+        """
+        size = _whole("batch_size", batch_size, 1, 2**31)
+        chosen = _whole("seed", seed, 0, 2**64 - 1) if shuffle else None
+        return tokens(self._core, canonical(point), selection(positions), size, chosen)
+
+    def gather(self, point: PointLike, keys: Iterable[str], positions: IndicesLike) -> Any:
+        """The vectors at `point` of n tokens, `positions[j]` of entry `keys[j]`: a tensor [n, d] of the stored dtype.
+
+        In the order asked for; a token may be asked for again. `positions` are ints, an array or a tensor, positions in
+        the `token_ids` of their entries, negative ones from the end of what is stored; a single int is that of every
+        entry, so -1 gathers the last tokens. Reads the frames that hold the tokens, each once, in parallel.
+
+        Errors: `no_such_key`, `point_not_stored`, `unknown_position` where a position is not stored, `invalid_tensor`
+        where an entry is no [positions, d] there or has another dtype or d than the first, `invalid_option` where there
+        are no keys or not as many positions.
+        """
+        return gather(self._core, canonical(point), keys, positions)
+
     def put(
         self,
         *,
@@ -280,6 +323,15 @@ class Store:
         size = format_bytes(info["file_bytes"] or info["stored_bytes"])
         counts = [counted(info["entries"], "entry", "entries"), counted(len(points), "hook point", "hook points")]
         return [*counts, size, self.backend, *(["damaged"] if self.damage else [])]
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    index = getattr(value, "__index__", None)
+    if index is None or isinstance(value, bool) or not least <= int(index()) <= most:
+        raise InvalidInputError(
+            "invalid_option", f"`{name}` is `{value!r}`; give a whole number from {least} to {most}"
+        )
+    return int(index())
 
 
 def _reopen(path: str, memory: int) -> Store:

@@ -3,8 +3,15 @@
 from typing import Any
 
 import torch
+from oracle import ENCODERS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 PAD, BOS, EOS = 256, 257, 258
 VOCABULARY = 272
@@ -27,13 +34,27 @@ _SIZES = {
     "bos_token_id": BOS,
     "eos_token_id": None,
 }
+_ROBERTA = {"max_position_embeddings": 64 + PAD + 1}
+"""RoBERTa and those like it count positions from behind the padding's id."""
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "camembert": _ROBERTA,
+    "codegen": {"rotary_dim": 4},
+    # Wider than the stream that follows it.
+    "electra": {"embedding_size": 48},
+    "gpt_neo": {"attention_types": [[["global"], 2]]},
+    "gptj": {"rotary_dim": 4},
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
 
 
 def tiny(family: str, *, layers: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0, **config: Any) -> Any:
-    """A causal language model of `family`, in eval mode; it never ends by itself."""
+    """A language model of `family`, in eval mode: a causal one, which never ends by itself, or an encoder."""
     torch.manual_seed(seed)
-    configured = AutoConfig.for_model(family, **{**_SIZES, "num_hidden_layers": layers, **config})
-    model = AutoModelForCausalLM.from_config(configured, dtype=dtype)
+    special = _SPECIAL.get(family, {})
+    configured = AutoConfig.for_model(family, **{**_SIZES, "num_hidden_layers": layers, **special, **config})
+    head = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+    model = head.from_config(configured, dtype=dtype)
     assert isinstance(model, PreTrainedModel)
     for parameter in model.parameters():
         if parameter.ndim == 1:

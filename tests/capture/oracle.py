@@ -28,6 +28,14 @@ _POST_NORMS = {
     "olmo3": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
 }
+GPT2_LIKE = ("codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gptj")
+ENCODERS = ("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta")
+
+
+def points_of(family: str) -> tuple[str, ...]:
+    """The points that a model of `family` has, Granite with a multiplier as is usual."""
+    lacks = {"granite": ("attn_out_post", "mlp_out_post"), **dict.fromkeys(ENCODERS, ("final_norm",))}.get(family, ())
+    return tuple(point for point in POINTS if point not in lacks)
 
 
 @dataclass
@@ -58,22 +66,55 @@ class Oracle:
 
 
 def watch(model: Any) -> Oracle:
-    """Plain hooks at every point of `model`."""
+    """Plain hooks at every point of `model`, which has a head."""
     oracle = Oracle()
-    base = model.model
-    first, second = _POST_NORMS.get(model.config.model_type, ("self_attn", "mlp"))
-    norm = base.final_layernorm if model.config.model_type == "phi" else base.norm
-    watch_output(oracle, "embed", base.embed_tokens)
-    watch_output(oracle, "final_norm", norm)
     watch_output(oracle, "logits", model, lambda output: output.logits)
+    if model.config.model_type in ENCODERS:
+        _watch_encoder(oracle, model.base_model)
+    elif model.config.model_type in GPT2_LIKE:
+        _watch_gpt2(oracle, model.transformer)
+    else:
+        _watch_decoder(oracle, model.model, model.config.model_type)
+    return oracle
+
+
+def _watch_decoder(oracle: Oracle, base: Any, family: str) -> None:
+    first, second = _POST_NORMS.get(family, ("self_attn", "mlp"))
+    watch_output(oracle, "embed", base.embed_tokens)
+    watch_output(oracle, "final_norm", base.final_layernorm if family == "phi" else base.norm)
     for layer, block in enumerate(base.layers):
-        _before(oracle, f"resid_pre.{layer}", block)
+        _watch_block(oracle, layer, block)
         watch_output(oracle, f"attn_out.{layer}", block.self_attn)
         watch_output(oracle, f"mlp_out.{layer}", block.mlp)
         watch_output(oracle, f"attn_out_post.{layer}", getattr(block, first))
         watch_output(oracle, f"mlp_out_post.{layer}", getattr(block, second))
-        watch_output(oracle, f"resid_post.{layer}", block)
-    return oracle
+
+
+def _watch_gpt2(oracle: Oracle, base: Any) -> None:
+    watch_output(oracle, "embed", base.wte)
+    watch_output(oracle, "final_norm", base.ln_f)
+    for layer, block in enumerate(base.h):
+        _watch_block(oracle, layer, block)
+        for point in ("attn_out", "attn_out_post"):
+            watch_output(oracle, f"{point}.{layer}", block.attn)
+        for point in ("mlp_out", "mlp_out_post"):
+            watch_output(oracle, f"{point}.{layer}", block.mlp)
+
+
+def _watch_encoder(oracle: Oracle, base: Any) -> None:
+    """Dropout does nothing in eval mode; where it does, `test_families` has a test."""
+    watch_output(oracle, "embed", base.embeddings.LayerNorm)
+    for layer, block in enumerate(base.encoder.layer):
+        _watch_block(oracle, layer, block)
+        for point in ("attn_out", "attn_out_post"):
+            watch_output(oracle, f"{point}.{layer}", block.attention.output.dense)
+        for point in ("mlp_out", "mlp_out_post"):
+            watch_output(oracle, f"{point}.{layer}", block.output.dense)
+
+
+def _watch_block(oracle: Oracle, layer: int, block: nn.Module) -> None:
+    _before(oracle, f"resid_pre.{layer}", block)
+    watch_output(oracle, f"resid_post.{layer}", block)
 
 
 def _first(output: Any) -> Tensor:

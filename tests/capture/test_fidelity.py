@@ -5,19 +5,20 @@ from typing import Any
 import models
 import pytest
 import torch
-from oracle import POINTS, Oracle, same_bits, watch
+from oracle import ENCODERS, Oracle, points_of, same_bits, watch
 
 import actstore
 from actstore.store import Store
 
-FAMILIES = ("llama", "qwen3", "gemma2", "mixtral")
+DECODERS = ("llama", "qwen3", "gemma2", "mixtral", "gpt2", "gptj", "llama-bfloat16", "gpt2-float16", "demo")
+OTHERS = ("bert", "roberta", "bert-bfloat16", "bert-float16")
 LENGTHS = {1: [5], 3: [3, 7, 1], 8: [2, 9, 4, 4, 6, 1, 8, 9]}
 NEW = 6
 
 Case = tuple[Any, dict[str, torch.Tensor], list[list[int]]]
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "llama-bfloat16", "demo"])
+@pytest.fixture(scope="module", params=[*DECODERS, *OTHERS])
 def model(request: pytest.FixtureRequest) -> Any:
     if request.param == "demo":
         return actstore.demo.load()[0]
@@ -50,7 +51,8 @@ def require_same(store: Store, expected: dict[str, torch.Tensor], key: str) -> N
 def test_forward(case: Case) -> None:
     model, batch, columns = case
     keys = [f"row {row}" for row in range(len(columns))]
-    with actstore.capture(model, points=POINTS) as recorder, watch(model) as oracle, torch.no_grad():
+    family = model.config.model_type
+    with actstore.capture(model, points=points_of(family)) as recorder, watch(model) as oracle, torch.no_grad():
         recorder.label(keys=keys)
         output = model(**batch, output_hidden_states=True)
     for row, real in enumerate(columns):
@@ -63,10 +65,16 @@ def test_forward(case: Case) -> None:
         for layer, state in enumerate(hidden[:-1]):
             assert same_bits(entry.torch(f"resid_pre.{layer}"), state)
             assert layer == 0 or same_bits(entry.torch(f"resid_post.{layer - 1}"), state)
-        assert same_bits(entry.torch("final_norm"), hidden[-1])
+        if family in ENCODERS:
+            # No norm behind the last layer, and the embeddings are summed and normed in one module.
+            assert same_bits(entry.torch("resid_post.1"), hidden[-1])
+            assert same_bits(entry.torch("embed"), hidden[0])
+        else:
+            assert same_bits(entry.torch("final_norm"), hidden[-1])
         assert same_bits(entry.torch("logits"), output.logits[row, real])
 
 
+@pytest.mark.parametrize("model", DECODERS, indirect=True)
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"do_sample": True}, {"early": True}], ids=str)
 def test_generate(case: Case, options: dict[str, Any]) -> None:
     model, batch, columns = case
@@ -77,7 +85,8 @@ def test_generate(case: Case, options: dict[str, Any]) -> None:
         free = model.generate(**batch, max_new_tokens=NEW, eos_token_id=None, **options)
         eos = int(free[0, batch["input_ids"].shape[1] + 2])
     keys = [f"row {row}" for row in range(len(columns))]
-    with actstore.capture(model, points=POINTS) as recorder, watch(model) as oracle:
+    points = points_of(model.config.model_type)
+    with actstore.capture(model, points=points) as recorder, watch(model) as oracle:
         torch.manual_seed(1)
         recorder.label(keys=keys)
         made = model.generate(**batch, max_new_tokens=NEW, eos_token_id=eos, **options)

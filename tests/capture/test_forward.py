@@ -219,6 +219,7 @@ def test_stored_before_stays(llama: Any) -> None:
         ("rows_not_tokens", {"inputs_embeds": embeds}, "`input_ids`"),
         ("rows_not_tokens", {"input_ids": ids, "cu_seq_lens_q": torch.tensor([0, 2, 3])}, "`cu_seq_lens_q`"),
         ("unsupported_generation", {"input_ids": ids, "past_key_values": cached}, "use `generate`"),
+        ("unsupported_generation", {"input_ids": ids, "cache": cached}, "use `generate`"),
         ("prompt_too_long", {"input_ids": torch.ones(1, 65, dtype=torch.long)}, "`65` tokens, more than the `64`"),
     ]
     with actstore.capture(llama, points=["resid_post", "logits"]) as recorder, watch(llama) as oracle:

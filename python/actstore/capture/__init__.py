@@ -40,7 +40,7 @@ def capture(
     durability: str | None = None,
     memory: int | str = "1 GiB",
 ) -> Recorder:
-    """Capture what `model`, a transformers decoder, computes inside the `with` block of the result.
+    """Capture what `model`, a transformers decoder or BERT-type encoder, computes inside the result's `with` block.
 
     Every row of a batch becomes an entry, for `model(**batch)` as for `model.generate(**batch)`: rows of activations
     equal real tokens, with padding left out by `attention_mask`. Of a generation the last token has no row, as it is
@@ -56,7 +56,7 @@ def capture(
     128 MiB).
 
     Errors: `InvalidInputError` for layers, points, positions and options that do not exist, `CaptureError` of kind
-    `unsupported_model` where no decoder blocks are found. What a call may raise: see `Recorder`.
+    `unsupported_model` where no blocks are found. What a call may raise: see `Recorder`.
     """
     options = {
         "backend": backend,

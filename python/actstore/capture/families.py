@@ -1,13 +1,13 @@
 """Where each hook point is in a model.
 
-The list of blocks is found by its structure; what stands inside a block is one line of `_FAMILIES` for each
-`model_type`, by the names of the children. The raw output of a module and its contribution to the residual stream are
-two points: they are the same tensor unless a norm stands between them.
+The list of blocks is found by its structure, of which there are three kinds; what stands inside a block is one line of
+`_FAMILIES` for each `model_type`, by the names of the modules. The raw output of a module and its contribution to the
+residual stream are two points: they are the same tensor unless something stands between them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -26,42 +26,75 @@ _CONTRIBUTIONS = ("attn_out_post", "mlp_out_post")
 
 @dataclass(frozen=True)
 class _Family:
-    """Names of children. `attn_norm` and `mlp_norm`: norms between a module and the residual stream, not before it.
+    """Names of modules: `blocks`, `embed` and `final_norm` below the trunk, the others below a block.
 
-    `scale`: field of the config that multiplies both contributions outside a module.
+    `attn` and `mlp` give what attention and MLP computed, with no residual stream in it yet. `after_attn` and
+    `after_mlp`: norm or dropout that it passes before it is added to the stream. `scale`: field of the config that
+    multiplies both contributions outside a module. `is_encoder`: tokens see those that come later.
     """
 
+    blocks: str = "layers"
+    embed: str = "embed_tokens"
     attn: str = "self_attn"
     mlp: str = "mlp"
-    attn_norm: str | None = None
-    mlp_norm: str | None = None
-    final_norm: str = "norm"
+    after_attn: str | None = None
+    after_mlp: str | None = None
+    final_norm: str | None = "norm"
     scale: str | None = None
+    is_encoder: bool = False
 
+
+_LLAMA = _Family()
+_GPT2 = _Family(blocks="h", embed="wte", attn="attn", final_norm="ln_f")
+# `attention` and `output` are no such modules: they add to the stream themselves, and norm it.
+_BERT = _Family(
+    blocks="encoder.layer",
+    embed="embeddings",
+    attn="attention.output.dense",
+    mlp="output.dense",
+    after_attn="attention.output.dropout",
+    after_mlp="output.dropout",
+    final_norm=None,
+    is_encoder=True,
+)
+_KINDS = (_LLAMA, _GPT2, _BERT)
+
+_GEMMA2 = replace(_LLAMA, after_attn="post_attention_layernorm", after_mlp="post_feedforward_layernorm")
 
 _FAMILIES = {
-    "cohere": _Family(),
-    "cohere2": _Family(),
-    "gemma": _Family(),
-    "gemma2": _Family(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
-    "gemma3_text": _Family(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
-    "glm4": _Family(attn_norm="post_self_attn_layernorm", mlp_norm="post_mlp_layernorm"),
-    "granite": _Family(scale="residual_multiplier"),
-    "llama": _Family(),
-    "ministral3": _Family(),
-    "mistral": _Family(),
-    "mixtral": _Family(),
-    "olmo": _Family(),
-    "olmo2": _Family(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
-    "olmo3": _Family(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
-    "phi": _Family(final_norm="final_layernorm"),
-    "phi3": _Family(),
-    "qwen2": _Family(),
-    "qwen3": _Family(),
-    "qwen3_moe": _Family(),
-    "smollm3": _Family(),
-    "stablelm": _Family(),
-    "starcoder2": _Family(),
+    "bert": _BERT,
+    "camembert": _BERT,
+    "codegen": _GPT2,
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "electra": _BERT,
+    "ernie": _BERT,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+    "glm4": replace(_LLAMA, after_attn="post_self_attn_layernorm", after_mlp="post_mlp_layernorm"),
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _GPT2,
+    "gptj": _GPT2,
+    "granite": replace(_LLAMA, scale="residual_multiplier"),
+    "llama": _LLAMA,
+    "ministral3": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _LLAMA,
+    "olmo": _LLAMA,
+    "olmo2": _GEMMA2,
+    "olmo3": _GEMMA2,
+    "phi": replace(_LLAMA, final_norm="final_layernorm"),
+    "phi3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "roberta": _BERT,
+    "smollm3": _LLAMA,
+    "stablelm": _LLAMA,
+    "starcoder2": _LLAMA,
+    "xlm-roberta": _BERT,
 }
 
 
@@ -74,17 +107,18 @@ class Site:
 
 
 class Anatomy:
-    """The parts of a decoder that hook points are found by."""
+    """The parts of a decoder or encoder that hook points are found by."""
 
-    def __init__(self, model: nn.Module, config: Any, trunk: nn.Module, blocks: nn.ModuleList) -> None:
+    def __init__(self, model: nn.Module, config: Any, family: _Family, trunk: nn.Module, blocks: nn.ModuleList) -> None:
         self.model = model
         self.trunk = trunk
         self.blocks = blocks
         self.family_name = str(getattr(config, "model_type", ""))
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self._embed = trunk.get_submodule(family.embed)
+        self.context = _context(config, self._embed)
+        self.sees_later_tokens = family.is_encoder and not getattr(config, "is_decoder", False)
         self._config = config
-        # Of an unknown family the parts with the usual names are safe to give; what reaches the stream is not.
-        self._family = _FAMILIES.get(self.family_name, _Family())
+        self._family = family
 
     @property
     def layers(self) -> int:
@@ -94,7 +128,7 @@ class Anatomy:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return next(self.trunk.get_submodule("embed_tokens").parameters()).device
+        return next(self._embed.parameters()).device
 
     def site(self, name: str) -> Site:
         """Where the point with the stored name `name` is. `unknown_point`, with the reason, where it is nowhere."""
@@ -104,9 +138,9 @@ class Anatomy:
         if kind == "logits":
             return self._logits()
         if kind == "embed":
-            return Site(self._child(name, self.trunk, "embed_tokens"), "output")
+            return Site(self._embed, "output")
         if kind == "final_norm":
-            return Site(self._child(name, self.trunk, self._family.final_norm), "output")
+            return self._final_norm(name)
         return Site(self._module(name), "output")
 
     def has_dropout_on_contributions(self, names: list[str]) -> bool:
@@ -122,9 +156,9 @@ class Anatomy:
             self._require_contribution(name)
         children = {
             "attn_out": family.attn,
-            "attn_out_post": family.attn_norm or family.attn,
+            "attn_out_post": family.after_attn or family.attn,
             "mlp_out": family.mlp,
-            "mlp_out_post": family.mlp_norm or family.mlp,
+            "mlp_out_post": family.after_mlp or family.mlp,
         }
         return Site(self._child(name, block, children[kind]), "output")
 
@@ -139,11 +173,17 @@ class Anatomy:
             reason = f"the contribution is multiplied by {factor} outside a module; the raw output can be captured"
             raise _no_point(name, reason)
 
-    def _child(self, name: str, parent: nn.Module, child: str) -> nn.Module:
-        module = getattr(parent, child, None)
-        if not isinstance(module, nn.Module):
-            raise _no_point(name, f"`{type(parent).__name__}` has no `{child}`")
-        return module
+    def _final_norm(self, name: str) -> Site:
+        if self._family.final_norm is None:
+            last = f"no norm is known behind the last layer, whose output is `resid_post.{self.layers - 1}`"
+            raise _no_point(name, last)
+        return Site(self._child(name, self.trunk, self._family.final_norm), "output")
+
+    def _child(self, name: str, parent: nn.Module, path: str) -> nn.Module:
+        try:
+            return parent.get_submodule(path)
+        except AttributeError:
+            raise _no_point(name, f"`{type(parent).__name__}` has no `{path}`") from None
 
     def _logits(self) -> Site:
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
@@ -159,29 +199,42 @@ class Anatomy:
 
 
 def dissect(model: nn.Module) -> Anatomy:
-    """The anatomy of a decoder; `unsupported_model` where the blocks are not found."""
+    """The anatomy of a decoder or encoder; `unsupported_model` where the blocks are not found."""
     config = getattr(model, "config", None)
     config = getattr(config, "text_config", None) or config
     count = getattr(config, "num_hidden_layers", None)
     if count is None:
         raise _unsupported(model, "it has no `config.num_hidden_layers`; give a transformers model")
     if getattr(config, "is_encoder_decoder", False):
-        raise _unsupported(model, "it is an encoder with a decoder; a decoder alone can be captured")
-    candidates = list(_block_lists(model, count))
+        raise _unsupported(model, "it is an encoder with a decoder; give one that is a decoder or an encoder alone")
+    family = _FAMILIES.get(str(getattr(config, "model_type", "")))
+    # Of an unknown family the parts with the usual names are safe to give; what reaches the stream is not.
+    kinds = _KINDS if family is None else (family,)
+    candidates = [(kind, *found) for kind in kinds for found in _block_lists(model, kind, count)]
     if len(candidates) == 1:
         return Anatomy(model, config, *candidates[0])
-    lists = [f"`{name}` of `{len(found)}`" for name, found in _module_lists(model)]
-    looked_for = f"one list `layers` of `{count}` blocks beside an `embed_tokens`, as in `model.layers`"
-    raise _unsupported(model, f"looked for {looked_for}; it has {', '.join(lists[:8]) or 'no list of modules'}")
+    looked_for = ", ".join(f"`{kind.blocks}` beside `{kind.embed}`" for kind in kinds)
+    lists = ", ".join(f"`{name}` of `{len(found)}`" for name, found in [*_module_lists(model)][:8])
+    reason = f"looked for one list of `{count}` blocks, {looked_for}; it has {lists or 'no list of modules'}"
+    raise _unsupported(model, f"{reason}; supported are {', '.join(_FAMILIES)}, and what is built like them")
 
 
-def _block_lists(model: nn.Module, count: int) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+def _block_lists(model: nn.Module, kind: _Family, count: int) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
     for name, modules in _module_lists(model):
-        parent, _, own_name = name.rpartition(".")
-        if own_name == "layers" and len(modules) == count:
-            trunk = model.get_submodule(parent)
-            if isinstance(getattr(trunk, "embed_tokens", None), nn.Module):
+        # Dots in front, so that a model that is itself the trunk looks like one further in.
+        path, blocks = f".{name}", f".{kind.blocks}"
+        if path.endswith(blocks) and len(modules) == count:
+            trunk = model.get_submodule(path.removesuffix(blocks)[1:])
+            if isinstance(getattr(trunk, kind.embed, None), nn.Module):
                 yield trunk, modules
+
+
+def _context(config: Any, embed: nn.Module) -> int | None:
+    """How many tokens the model has positions for, None where there is no bound."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    # RoBERTa counts from behind the padding's id.
+    padding = getattr(getattr(embed, "position_embeddings", None), "padding_idx", None)
+    return positions if positions is None or padding is None else positions - padding - 1
 
 
 def _module_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

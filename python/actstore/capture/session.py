@@ -88,8 +88,7 @@ class Session:
         """Call the `generate` of the model; what it returned, and the text of each response."""
         self._require_free()
         labels = self._take_labels()
-        if self._original is None:
-            raise CaptureError("unsupported_generation", f"`{type(self._model).__name__}` has no `generate`")
+        original = self._require_generate()
         request = Request(self._model, args, kwargs)
         request.require_supported()
         if labels.prompt_lengths is not None:
@@ -98,7 +97,7 @@ class Session:
         labels.require(len(tokens.ids))
         self._call = self._generation = call = GenerationCall(self._sink, tokens, labels)
         try:
-            result = self._original(*args, **kwargs)
+            result = original(*args, **kwargs)
             call.finish(sequences_of(result), request.eos_ids)
             self._call = None
         finally:
@@ -114,6 +113,15 @@ class Session:
         self.labels = labels
         _, responses = self.generate(**batch, **generation)
         return [response or "" for response in responses]
+
+    def _require_generate(self) -> Callable[..., Any]:
+        name = type(self._model).__name__
+        if self._original is None:
+            raise CaptureError("unsupported_generation", f"`{name}` has no `generate`; call the model itself")
+        if self._anatomy.sees_later_tokens:
+            reason = "each new token changes the rows of all before it; call the model itself on whole sequences"
+            raise CaptureError("unsupported_generation", f"`{name}` is an encoder: {reason}")
+        return self._original
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         del model
@@ -136,7 +144,8 @@ class Session:
                 "rows need tokens, but the model was called without `input_ids` of shape [batch, tokens]; pass them"
             )
             raise CaptureError("rows_not_tokens", message)
-        if has_past(named.get("past_key_values")):
+        # The second is what later versions of transformers call it.
+        if any(has_past(named.get(name)) for name in ("past_key_values", "cache")):
             message = "a forward that continues a cache has the rows of a part of its tokens; use `generate`"
             raise CaptureError("unsupported_generation", message)
         packed = next((name for name in _PACKED if named.get(name) is not None), None)

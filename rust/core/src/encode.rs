@@ -1,6 +1,7 @@
 //! From activations in memory to an encoded entry: pack, split into frames, compress, checksum, identify.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
@@ -12,6 +13,7 @@ use crate::fitting::Coding;
 use crate::format::{Activation, EntryHeader, Frame, MAX_POINTS, frame_checksum, size};
 use crate::hook_point::HookPoint;
 use crate::manifest::Settings;
+use crate::pool::Pool;
 use crate::store::EncodedEntry;
 use crate::tensor::{Layout, MAX_ACTIVATION_BYTES, Tensor};
 
@@ -85,10 +87,65 @@ impl Draft {
 
 /// Encodes an entry, its activations in parallel, each as `codings` says.
 pub fn encode(settings: &Settings, draft: Draft, codings: &[Coding]) -> Result<EncodedEntry> {
+    let (head, chains) = split(draft, codings);
+    let encoded: Vec<_> = chains.into_par_iter().map(|chain| encode_chain(settings, chain)).collect();
+    assemble(head, encoded)
+}
+
+/// Encodes an entry as [`encode`] does, in tasks of the pool, and gives it to `done`.
+///
+/// No task waits for another. A task that waits runs other tasks of the pool meanwhile, above itself on its stack:
+/// with many entries queued, until the stack is full.
+pub fn encode_spawned<F>(pool: &Pool, settings: Settings, draft: Draft, codings: &[Coding], done: F) -> Result<()>
+where
+    F: FnOnce(Result<EncodedEntry>) + Send + Sync + 'static,
+{
+    let (head, chains) = split(draft, codings);
+    let slots = chains.iter().map(|_| OnceLock::new()).collect();
+    let spawned = Arc::new(Spawned { head, slots, done });
+    for (index, chain) in chains.into_iter().enumerate() {
+        let spawned = spawned.clone();
+        pool.spawn(move || {
+            let encoded = catch_unwind(AssertUnwindSafe(|| encode_chain(&settings, chain)));
+            if let (Some(slot), Ok(encoded)) = (spawned.slots.get(index), encoded) {
+                slot.get_or_init(|| encoded);
+            }
+            finish(spawned);
+        })?;
+    }
+    finish(spawned);
+    Ok(())
+}
+
+/// An entry on its way through the pool: each task fills its slot, and the last one assembles.
+struct Spawned<F> {
+    head: Head,
+    slots: Vec<OnceLock<Result<Vec<EncodedActivation>>>>,
+    done: F,
+}
+
+fn finish<F: FnOnce(Result<EncodedEntry>)>(spawned: Arc<Spawned<F>>) {
+    let Some(Spawned { head, slots, done }) = Arc::into_inner(spawned) else { return };
+    let died = || Err(Error::new(Kind::WriterFailed, "encoding failed beyond repair; the entry is not stored"));
+    done(assemble(head, slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(died))));
+}
+
+/// An entry without its activations.
+struct Head {
+    document: Document,
+    token_ids: Option<Vec<u32>>,
+}
+
+/// An entry's parts: what is encoded together is one chain.
+fn split(draft: Draft, codings: &[Coding]) -> (Head, Vec<Vec<Job>>) {
     let Draft { document, token_ids, activations } = draft;
-    let key = document.key().to_owned();
-    let encoded = chains(activations, codings).into_par_iter().map(|chain| encode_chain(settings, chain));
-    let encoded = encoded.collect::<Result<Vec<_>>>().map_err(|e| e.within(format!("entry `{key}`")))?;
+    (Head { document, token_ids }, chains(activations, codings))
+}
+
+fn assemble(head: Head, chains: impl IntoIterator<Item = Result<Vec<EncodedActivation>>>) -> Result<EncodedEntry> {
+    let Head { document, token_ids } = head;
+    let encoded = chains.into_iter().collect::<Result<Vec<_>>>();
+    let encoded = encoded.map_err(|e| e.within(format!("entry `{}`", document.key())))?;
     let mut encoded: Vec<_> = encoded.into_iter().flatten().collect();
     encoded.sort_unstable_by_key(|one| one.index);
     let points: Vec<_> = encoded

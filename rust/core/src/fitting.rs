@@ -276,7 +276,7 @@ impl Point {
         let saved = now.saturating_sub(then);
         // As much in all that was seen since the last look.
         let seen = (self.seen - self.looked) / (units as u64 / 2).max(1);
-        let cost = 8 * COPIES * fitted.model.bytes().len() as u64;
+        let cost = 8 * COPIES * fitted.model.stored().len() as u64;
         saved as f64 * DRIFT > then as f64 && saved.saturating_mul(seen) > cost
     }
 }

@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod migrate;
 pub mod pool;
 pub mod reader;
+mod shuffle;
 pub mod staging;
 pub mod store;
 pub mod tensor;

@@ -2,6 +2,9 @@
 //! the caller's buffers.
 
 mod chain;
+mod gather;
+mod source;
+mod tokens;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +12,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 pub use self::chain::{chains, decode_frames};
+pub use self::gather::Gather;
+pub use self::source::Vectors;
+pub use self::tokens::{Origins, Tokens};
 use crate::codec::{Coded, Model, decode};
 use crate::entry::Positions;
 use crate::error::{Error, Kind, Result};
@@ -36,27 +42,47 @@ pub struct Request<'a> {
 pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Option<Vec<u64>>, u64)> {
     let header = entry.header();
     let index = header.find(point)?;
-    let activation = header.activations.get(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+    let activation = activation_of(entry, index)?;
     let rows = header.document.rows(&activation.point, &activation.layout, positions)?;
     let count = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
     Ok((index, rows, count * activation.layout.row_bytes()))
+}
+
+/// Which token vectors of an entry a selection names: the index of its activation, what they are, and the rows; `None` for
+/// all.
+fn lookup(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Vectors, Option<Vec<u64>>)> {
+    let header = entry.header();
+    let index = header.find(point)?;
+    let activation = activation_of(entry, index)?;
+    let vectors = Vectors::of(entry, activation)?;
+    Ok((index, vectors, header.document.rows(&activation.point, &activation.layout, positions)?))
 }
 
 /// Fills every request's buffer. On an error some buffers may be filled.
 pub fn read(store: &Store, requests: Vec<Request<'_>>) -> Result<()> {
     store.reading()?;
     let total: usize = requests.iter().map(|request| request.out.len()).sum();
-    let (columns, alone) = chain::columns(requests)?;
-    let tasks = alone.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
-    let tasks: Vec<_> = tasks.into_iter().flatten().collect();
     if total < PARALLEL_BYTES {
-        tasks.into_iter().try_for_each(run)?;
-        return columns.into_iter().try_for_each(chain::Column::run);
+        return read_here(requests);
     }
+    let (tasks, columns) = plan_all(requests)?;
     store.pool().install(|| {
         tasks.into_par_iter().try_for_each(run)?;
         columns.into_par_iter().try_for_each(chain::Column::run)
     })?
+}
+
+/// [`read`] on the calling thread.
+fn read_here(requests: Vec<Request<'_>>) -> Result<()> {
+    let (tasks, columns) = plan_all(requests)?;
+    tasks.into_iter().try_for_each(run)?;
+    columns.into_iter().try_for_each(chain::Column::run)
+}
+
+fn plan_all(requests: Vec<Request<'_>>) -> Result<(Vec<Task<'_>>, Vec<chain::Column<'_>>)> {
+    let (columns, alone) = chain::columns(requests)?;
+    let tasks = alone.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
+    Ok((tasks.into_iter().flatten().collect(), columns))
 }
 
 /// The stored bytes of an activation, every frame checked and none decoded.

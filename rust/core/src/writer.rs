@@ -3,7 +3,6 @@
 //! The first failure is kept, raised by every later call and by closing. An entry that is refused (a conflict, an
 //! overflow) costs only itself: entries complete before and after it in the queue are still committed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -13,7 +12,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 
 pub use crate::committer::Stats;
 use crate::committer::{COMMIT_WAIT, Job, Shared, commit_loop};
-use crate::encode::{Draft, encode};
+use crate::encode::{Draft, encode_spawned};
 use crate::error::{Error, Kind, Result};
 use crate::fitting::Coding;
 use crate::lock::lock;
@@ -142,12 +141,9 @@ impl Writer {
         let pool = store.pool();
         pool.start()?;
         self.send(Job::Entry { encoded, bytes })?;
-        pool.spawn(move || {
-            let encoded = catch_unwind(AssertUnwindSafe(|| encode(&settings, draft, &codings)));
-            let died =
-                |_| Err(Error::new(Kind::WriterFailed, "encoding an entry failed beyond repair; it is not stored"));
+        encode_spawned(pool, settings, draft, &codings, move |encoded| {
             // The committer hangs up only when the session is gone, and with it whoever could be told.
-            let _unwanted = sender.send(encoded.unwrap_or_else(died));
+            let _unwanted = sender.send(encoded);
         })
     }
 

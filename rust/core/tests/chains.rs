@@ -18,7 +18,8 @@ use actstore::reader::{Request, chains, read, stored_frames};
 use actstore::store::{BackendSpec, Store};
 use actstore::tensor::{Dtype, Layout, Tensor};
 use actstore::{inspect, writer::Writer};
-use sample::{MEMORY, chance, put, rows};
+use sample::stream::{Stream, point};
+use sample::{MEMORY, put, rows};
 
 fn settings(codec: &str, key_distance: Option<u32>) -> Settings {
     let distance = key_distance.map_or(String::new(), |layers| format!(r#""key_distance":{layers},"#));
@@ -31,55 +32,7 @@ fn memory_store(codec: &str, key_distance: Option<u32>) -> Arc<Store> {
     Arc::new(Store::create(None, "memory", settings(codec, key_distance), MEMORY).unwrap())
 }
 
-fn gauss(seed: u64, n: u64) -> f32 {
-    (0..12).map(|part| (chance(seed, n * 12 + part) % 4096) as f32 / 4096.0).sum::<f32>() - 6.0
-}
-
-/// A residual stream: each layer adds something small to the one below. `scale` is how large its values are.
-struct Stream {
-    dtype: Dtype,
-    width: u64,
-    scale: f32,
-}
-
-impl Stream {
-    fn bits(&self, value: f32) -> [u8; 2] {
-        match self.dtype {
-            Dtype::Float16 => half::f16::from_f32(value).to_le_bytes(),
-            _ => half::bf16::from_f32(value).to_le_bytes(),
-        }
-    }
-
-    /// One layer after the other.
-    fn layers(&self, seed: u64, rows: u64, count: u64) -> Vec<Vec<u8>> {
-        let channel = |c: u64| self.scale * (gauss(7, c) * 0.8).exp();
-        let mut values: Vec<f32> = (0..rows * self.width).map(|n| gauss(seed, n) * channel(n % self.width)).collect();
-        let mut layers = Vec::new();
-        for layer in 0..count {
-            for (n, value) in (0..).zip(&mut values) {
-                *value += 0.2 * gauss(seed ^ (layer + 1) << 20, n) * channel(n % self.width);
-            }
-            layers.push(values.iter().flat_map(|&value| self.bits(value)).collect());
-        }
-        layers
-    }
-
-    fn draft(&self, number: u64, rows: u64, layers: &[u64]) -> Draft {
-        let json = format!(r#"{{"key":"k{number}","key_recipe":"user"}}"#);
-        let all = self.layers(number, rows, layers.iter().max().unwrap() + 1);
-        let activations = layers.iter().map(|&layer| {
-            let layout = Layout::new(self.dtype, vec![rows, self.width]).unwrap();
-            (point(layer), Tensor::new(layout, all[layer as usize].clone()).unwrap())
-        });
-        Draft::new(Document::parse(&json).unwrap(), None, activations.collect()).unwrap()
-    }
-}
-
 const STREAM: Stream = Stream { dtype: Dtype::BFloat16, width: 96, scale: 1.0 };
-
-fn point(layer: u64) -> HookPoint {
-    HookPoint::new(&format!("blocks.{layer}.hook_resid_post")).unwrap()
-}
 
 fn below(store: &Store, key: &str) -> Vec<Option<usize>> {
     store.entry(key).unwrap().header().activations.iter().map(|activation| activation.below).collect()

@@ -479,8 +479,8 @@ fn a_damaged_copy_of_a_model_costs_nothing_and_is_told_of() {
     store.close().unwrap();
     drop((entry, store));
     let whole = std::fs::read(root.join("data.mdb")).unwrap();
-    let length = model.bytes().len();
-    let copies: Vec<_> = (0..whole.len() - length).filter(|&at| &whole[at..at + length] == model.bytes()).collect();
+    let length = model.stored().len();
+    let copies: Vec<_> = (0..whole.len() - length).filter(|&at| &whole[at..at + length] == model.stored()).collect();
     assert_eq!(copies.len(), 2);
     for at in copies {
         let mut bytes = whole.clone();

@@ -67,6 +67,21 @@ fn a_commit_does_not_wait_for_the_queue_to_run_dry() {
 }
 
 #[test]
+fn thousands_of_queued_entries_need_no_more_stack_than_one() {
+    let store = Store::create(None, "memory", settings("zstd", "error", "commit"), 1 << 30).unwrap();
+    let store = Arc::new(store);
+    let points: Vec<_> = (0..7).map(|n| HookPoint::new(&format!("blocks.{n}.hook_resid_post")).unwrap()).collect();
+    let one = |n| {
+        let document = document(&format!(r#"{{"key":"k{n}","key_recipe":"user"}}"#));
+        let activations = points.iter().map(|point| (point.clone(), zeros(&[24, 768])));
+        Draft::new(document, None, activations.collect()).unwrap()
+    };
+    let drafts: Vec<_> = (0..4000).map(one).collect();
+    put(&store, drafts).unwrap();
+    assert_eq!(store.reading().unwrap().len().unwrap(), 4000);
+}
+
+#[test]
 fn what_could_not_be_read_back_is_refused() {
     let many = (0..65_537).map(|n| (HookPoint::new(&format!("m.{n}")).unwrap(), zeros(&[1])));
     let error = Draft::new(document(r#"{"key":"k","key_recipe":"user"}"#), None, many.collect()).unwrap_err();

@@ -9,6 +9,7 @@ mod progress;
 mod report;
 mod staging;
 mod store;
+mod vectors;
 mod writer;
 
 use pyo3::prelude::*;
@@ -25,6 +26,8 @@ mod _core {
     use crate::staging::PyRing;
     #[pymodule_export]
     use crate::store::{PyStore, PyStoredEntry, select_positions};
+    #[pymodule_export]
+    use crate::vectors::{PyGather, PyTokens};
     #[pymodule_export]
     use crate::writer::{PyBatch, PyWriter};
 

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use actstore::entry::{Positions, hex};
 use actstore::error::{Error, Kind};
 use actstore::manifest::Settings;
-use actstore::reader::{self, Request};
+use actstore::reader::{self, Gather, Request, Tokens};
 use actstore::store::{BackendSpec, Store, Stored};
 use actstore::writer::Writer;
 use actstore::{columns, inspect};
+use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyCapsule;
 
 use crate::arrow;
 use crate::buffer::BytesMut;
 use crate::errors::{Failure, Outcome};
+use crate::vectors::{PyGather, PyTokens};
 use crate::writer::PyWriter;
 
 /// `all`, `prompt`, `response`, `last`, indices, or nothing for all.
@@ -131,6 +134,31 @@ impl PyStore {
             let requests = requests.collect::<actstore::error::Result<Vec<_>>>()?;
             Ok(reader::read(&self.store, requests)?)
         })
+    }
+
+    fn gather(
+        &self,
+        py: Python<'_>,
+        point: &str,
+        keys: Vec<PyBackedStr>,
+        positions: PyBuffer<i64>,
+    ) -> Outcome<PyGather> {
+        let positions = positions.to_vec(py)?;
+        let gather = py.detach(|| Gather::new(&self.store, point, &keys, &positions))?;
+        Ok(PyGather { gather })
+    }
+
+    #[pyo3(signature = (point, positions, seed))]
+    fn tokens(
+        &self,
+        py: Python<'_>,
+        point: &str,
+        positions: Option<PositionsLike>,
+        seed: Option<u64>,
+    ) -> Outcome<PyTokens> {
+        let positions = self::positions(positions)?;
+        let tokens = py.detach(|| Tokens::new(&self.store, point, positions, seed))?;
+        Ok(PyTokens { tokens })
     }
 
     fn delete(&self, py: Python<'_>, keys: Vec<String>) -> Outcome<u64> {

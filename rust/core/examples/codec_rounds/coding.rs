@@ -29,6 +29,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Rows of each frame of these.
+    pub(crate) fn frames(&self, rows: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (end, count) = (rows.end, self.frame_rows);
+        rows.clone().step_by(count).map(move |start| start..end.min(start + count))
+    }
+
     pub(crate) fn looks_below(&self) -> bool {
         self.depth > 0
     }
@@ -115,8 +121,9 @@ pub(crate) struct Part {
     pub(crate) pieces: Vec<Piece>,
     pub(crate) stored: Vec<Stored>,
     pub(crate) checksums: Vec<Vec<u64>>,
-    pub(crate) encoded: Vec<Stored>,
-    pub(crate) decoded: Vec<Vec<u8>>,
+    /// A frame, encoded; and the rows of one, with those below them.
+    pub(crate) encoded: Vec<u8>,
+    pub(crate) decoded: [Vec<u8>; 2],
 }
 
 /// Everything encoded with one codec.
@@ -131,29 +138,27 @@ impl Coding {
         let scheme = Scheme::new(job, codec)?;
         let mut parts = Vec::new();
         for pieces in &job.parts {
-            let count = pieces.len();
-            let mut part = Part {
-                pieces: pieces.clone(),
-                stored: Vec::new(),
-                checksums: Vec::new(),
-                encoded: vec![Stored::default(); count],
-                decoded: vec![Vec::new(); count],
-            };
-            job.encode(&scheme, Kernel::detect(), &mut part, false)?;
-            part.stored = part.encoded.clone();
+            let pieces = pieces.clone();
+            let encoded = pieces.iter().map(|piece| job.encode_piece(&scheme, Kernel::detect(), piece));
+            let stored = encoded.collect::<Outcome<Vec<Stored>>>()?;
             let checksum = |stored: &Stored, frame: &Frame| stored.bytes.get(frame.bytes.clone()).map_or(0, xxh3_64);
             let checksums = |stored: &Stored| stored.frames.iter().map(|frame| checksum(stored, frame)).collect();
-            part.checksums = part.stored.iter().map(checksums).collect();
+            let checksums = stored.iter().map(checksums).collect();
+            let part = Part { pieces, stored, checksums, encoded: Vec::new(), decoded: Default::default() };
             for kernel in kernels() {
-                job.encode(&scheme, kernel, &mut part, false)?;
-                job.decode(&scheme, kernel, &mut part, false)?;
-                for (piece, decoded) in pieces.iter().zip(&part.decoded) {
-                    let stream = job.stream(piece.stream)?;
-                    if part.encoded != part.stored || decoded != stream.rows(&piece.rows)? {
-                        let (codec, kernel) = (codec.name(), kernel.name());
-                        return Err(format!("{codec} on {kernel} does not keep {}", stream.name).into());
+                let wrong = |stream: usize| -> Outcome<()> {
+                    let (codec, kernel, name) = (codec.name(), kernel.name(), &job.stream(stream)?.name);
+                    Err(format!("{codec} on {kernel} does not keep {name}").into())
+                };
+                for (piece, stored) in part.pieces.iter().zip(&part.stored) {
+                    if job.encode_piece(&scheme, kernel, piece)? != *stored {
+                        wrong(piece.stream)?;
                     }
                 }
+                job.decode_pieces(&scheme, kernel, &part, |piece, decoded| {
+                    let is_kept = decoded == job.stream(piece.stream)?.rows(&piece.rows)?;
+                    if is_kept { Ok(()) } else { wrong(piece.stream) }
+                })?;
             }
             parts.push(part);
         }
@@ -174,7 +179,7 @@ impl Coding {
                 "raw": stream.bytes.len(),
                 "stored": stored.iter().map(|stored| stored.bytes.len()).sum::<usize>(),
                 "frames": frames().count(),
-                "model": plan.model.as_ref().map_or(0, |model| model.bytes().len()),
+                "model": plan.model.as_ref().map_or(0, |model| model.stored().len()),
                 "depth": plan.depth,
                 "encodings": encodings.filter(|(_, count)| *count != 0).collect::<serde_json::Map<_, _>>(),
             }));

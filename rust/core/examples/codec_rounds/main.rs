@@ -14,8 +14,9 @@
 //! | `read CODEC KERNEL layers\|all\|top plain\|checked COUNT SEED` | seconds a row, of about COUNT single rows |
 //!
 //! `whole` takes each activation as one piece, `texts` each of its texts. `residual` leaves out what is no residual
-//! stream. KEYS is the key distance of `archive`. `fresh` allocates the output of each piece inside the time, and frees
-//! it. Rows are read in random order: of one activation after the other, of all at once, or of the top layer of a chain.
+//! stream. KEYS is the key distance of `archive`. `reused` writes into one buffer of a frame, again and again; `fresh`
+//! allocates the output of each piece inside the time, and frees it. Rows are read in random order: of one activation
+//! after the other, of all at once, or of the top layer of a chain.
 
 mod coding;
 mod data;
@@ -79,7 +80,7 @@ impl Bench {
             }
             ["copy", buffers] => {
                 let (job, coding) = self.coding("raw")?;
-                job.timed(&mut coding.parts, |part| job.copy(part, buffers == "fresh"))
+                job.timed(&mut coding.parts, |part| job.copy(&coding.scheme, part, buffers == "fresh"))
             }
             ["read", codec, kernel, order, check, count, seed] => {
                 let (job, coding) = self.coding(codec)?;

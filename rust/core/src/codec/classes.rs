@@ -22,21 +22,32 @@ const WINDOW: u32 = 11;
 const FOUND: usize = 6;
 /// Look-ups between two loads of bits.
 const LOOKUPS: usize = super::bits::LOADED / WINDOW as usize;
+/// The same where more bits are loaded before it is known how many the last look-up takes: of 63, up to 7 of a byte that
+/// has begun are skipped, and those that this look-up takes.
+const LOOKUPS_ALONE: usize = (63 - 7 - WINDOW as usize) / WINDOW as usize;
 /// Bytes that a look-up writes.
 const WRITTEN: usize = 8;
 /// Places for classes: a power of two, so that a mask bounds them.
 pub(super) const PLACES: usize = 1 << 15;
 /// Places that lanes leave free behind their own: what the look-ups between two loads find, and the last one writes.
 pub(super) const SLACK: usize = 40;
-const _: () = assert!(LOOKUPS * FOUND + WRITTEN <= SLACK);
+const _: () = assert!(LOOKUPS * FOUND + WRITTEN <= SLACK && LOOKUPS_ALONE <= LOOKUPS);
 
 /// Where decoded classes go.
 pub(super) type Decoded = [u8; PLACES + WRITTEN];
 
+/// How many bits the code of each class has.
+pub(super) type Lengths = [u8; CLASSES];
+
+/// The lengths of the code that is best where class c occurs `counts[c]` times.
+pub(super) fn fit(counts: &[u64; CLASSES]) -> Option<Lengths> {
+    prefix::lengths(&counts.map(|count| count.max(1)), LONGEST).try_into().ok()
+}
+
 /// A complete code of classes below 16, and what encoding looks up.
 #[derive(Clone)]
 pub(super) struct Code {
-    pub(super) lengths: [u8; CLASSES],
+    pub(super) lengths: Lengths,
     pub(super) codes: [u8; CLASSES],
     /// For two classes, the first in the low half of the index: their codes, and from bit 16 on the number of bits.
     pairs: [u32; 256],
@@ -44,7 +55,7 @@ pub(super) struct Code {
 
 impl Code {
     /// `None` unless every class has a code of at most [`LONGEST`] bits and the code is complete.
-    pub(super) fn new(lengths: [u8; CLASSES]) -> Option<Self> {
+    pub(super) fn new(lengths: Lengths) -> Option<Self> {
         if lengths.contains(&0) || !prefix::is_complete(&lengths, LONGEST) {
             return None;
         }
@@ -59,17 +70,6 @@ impl Code {
             *pair = bits | u32::from(lengths[first] + lengths[second]) << 16;
         }
         Some(Self { lengths, codes, pairs })
-    }
-
-    /// The code that is best where class c occurs `counts[c]` times.
-    pub(super) fn fit(counts: &[u64; CLASSES]) -> Option<Self> {
-        let counts = counts.map(|count| count.max(1));
-        Self::new(prefix::lengths(&counts, LONGEST).try_into().ok()?)
-    }
-
-    /// Bits of classes that occur so often.
-    pub(super) fn bits(&self, counts: &[u64; CLASSES]) -> u64 {
-        counts.iter().zip(self.lengths).map(|(&count, length)| count * u64::from(length)).sum()
     }
 
     /// Takes the values of a segment apart and appends the codes of their classes; says whether there is an
@@ -184,6 +184,9 @@ impl Table {
     /// find classes behind its own, which mean nothing, and stays where it is.
     #[inline(always)]
     pub(super) fn decode_portably<const N: usize>(&self, bits: &[u8], mut lanes: [Lane; N], out: &mut Decoded) {
+        if let [lane] = lanes[..] {
+            return self.decode_alone(bits, lane, out);
+        }
         while lanes.iter().fold(false, |any, lane| any | (lane.place < lane.end)) {
             let mut words = [0; N];
             for (word, lane) in words.iter_mut().zip(&lanes) {
@@ -191,12 +194,7 @@ impl Table {
             }
             for _ in 0..LOOKUPS {
                 for (word, lane) in words.iter_mut().zip(&mut lanes) {
-                    let entry = self.0[(*word & ((1 << WINDOW) - 1)) as usize];
-                    let place = lane.place & (PLACES - 1);
-                    out[place..place + WRITTEN].copy_from_slice(&entry.rotate_right(8).to_le_bytes());
-                    // Of a shift, only the lowest six bits count.
-                    *word = word.wrapping_shr((entry & 0xFF) as u32);
-                    lane.place = place + (entry >> 56) as usize;
+                    *word = word.wrapping_shr(self.look_up(*word, &mut lane.place, out));
                 }
             }
             for (word, lane) in words.iter().zip(&mut lanes) {
@@ -204,6 +202,33 @@ impl Table {
                 lane.place = lane.place.min(lane.end);
             }
         }
+    }
+
+    /// One lane: nothing else is there to do while bits are loaded, so they are loaded before it is known how many the
+    /// last look-up before them takes.
+    #[inline(always)]
+    fn decode_alone(&self, bits: &[u8], Lane { at, mut place, end }: Lane, out: &mut Decoded) {
+        let (mut start, mut word) = (at & !7, load(bits, at & !7) >> (at & 7));
+        while place < end {
+            for _ in 1..LOOKUPS_ALONE {
+                word = word.wrapping_shr(self.look_up(word, &mut place, out));
+            }
+            let at = start + word.leading_zeros() as usize;
+            start = at & !7;
+            let next = load(bits, start);
+            word = next >> ((at & 7) + (self.look_up(word, &mut place, out) & 63) as usize);
+        }
+    }
+
+    /// Writes the classes that a word begins with to a place and puts it behind them; says how many bits they are, in the
+    /// lowest six bits.
+    #[inline(always)]
+    fn look_up(&self, word: u64, place: &mut usize, out: &mut Decoded) -> u32 {
+        let entry = self.0[(word & ((1 << WINDOW) - 1)) as usize];
+        let at = *place & (PLACES - 1);
+        out[at..at + WRITTEN].copy_from_slice(&entry.rotate_right(8).to_le_bytes());
+        *place = at + (entry >> 56) as usize;
+        (entry & 0xFF) as u32
     }
 }
 

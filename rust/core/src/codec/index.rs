@@ -1,99 +1,121 @@
 //! The index of a frame: how many bits each segment has, and how many of its values stand elsewhere.
+//!
+//! Numbers have a byte each, of their low bits. Where some are larger, their higher bits are planes: bit k of all numbers
+//! is one bit string. To sum the numbers before one is to sum bytes and to count bits.
 
 use std::ops::Range;
 
 use super::malformed;
 use crate::error::Result;
 
-/// Numbers have two bytes.
-pub(super) const WIDE: u8 = 2;
 /// Some values stand elsewhere.
-pub(super) const ESCAPES: u8 = 4;
+pub(super) const ESCAPES: u8 = 2;
+
+/// Bits of the least length.
+const BASE_BITS: u32 = 12;
+/// Planes of high bits of lengths: lengths have no more bits than the least.
+const MOST_PLANES: usize = BASE_BITS as usize - 8;
+/// The number of a segment's values that stand elsewhere, less 1, has one plane of high bits.
+const MANY_ESCAPES: u16 = 1 << 15;
 
 /// An index in the making.
 #[derive(Default)]
 pub(super) struct Counts {
-    bits: Vec<u16>,
+    lengths: Vec<u16>,
     escapes: Vec<u16>,
 }
 
 impl Counts {
     /// With room for so many segments.
     pub(super) fn with_room(segments: usize) -> Self {
-        Self { bits: Vec::with_capacity(segments), escapes: Vec::with_capacity(segments) }
+        Self { lengths: Vec::with_capacity(segments), escapes: Vec::with_capacity(segments) }
     }
 
-    /// Adds a segment; `None` where it is too large.
-    pub(super) fn push(&mut self, bits: usize, escapes: usize) -> Option<()> {
-        self.bits.push(u16::try_from(bits).ok()?);
-        self.escapes.push(u16::try_from(escapes).ok()?);
+    /// Adds a segment of so many bits or bytes; `None` where it is too large.
+    pub(super) fn push(&mut self, length: usize, escapes: usize) -> Option<()> {
+        self.lengths.push(u16::try_from(length).ok().filter(|length| length >> BASE_BITS == 0)?);
+        self.escapes.push(u16::try_from(escapes).ok().filter(|&escapes| escapes <= 2 << 8)?);
         Some(())
     }
 
     /// Appends the index; says which flags it has.
     pub(super) fn put(&self, out: &mut Vec<u8>) -> u8 {
-        let base = self.bits.iter().copied().min().unwrap_or(0);
-        let largest = self.bits.iter().map(|bits| bits - base).chain(self.escapes.iter().copied()).max().unwrap_or(0);
-        let any = self.escapes.iter().any(|&count| count > 0);
-        let wide = largest > u16::from(u8::MAX);
-        out.extend_from_slice(&base.to_le_bytes());
-        put(out, wide, self.bits.iter().map(|bits| bits - base));
-        if any {
-            let mark = |counts: &[u16]| counts.iter().rev().fold(0, |mark, &count| mark << 1 | u8::from(count > 0));
-            out.extend(self.escapes.chunks(8).map(mark));
-            put(out, wide, self.escapes.iter().copied().filter(|&count| count > 0));
+        let base = self.lengths.iter().copied().min().unwrap_or(0);
+        let lengths: Vec<_> = self.lengths.iter().map(|length| length - base).collect();
+        let escapes: Vec<_> = self.escapes.iter().filter_map(|count| count.checked_sub(1)).collect();
+        let (planes, many) = (planes_of(&lengths), planes_of(&escapes));
+        let head = base | planes << BASE_BITS | if many > 0 { MANY_ESCAPES } else { 0 };
+        out.extend_from_slice(&head.to_le_bytes());
+        put(out, planes, &lengths);
+        if escapes.is_empty() {
+            return 0;
         }
-        (if wide { WIDE } else { 0 }) | if any { ESCAPES } else { 0 }
+        put_plane(out, &self.escapes, |count| count > 0);
+        put(out, many, &escapes);
+        ESCAPES
     }
 }
 
-fn put(out: &mut Vec<u8>, wide: bool, numbers: impl Iterator<Item = u16>) {
-    if wide {
-        out.extend(numbers.flat_map(u16::to_le_bytes));
-    } else {
-        out.extend(numbers.map(|number| (number & 0xFF) as u8));
+/// How many planes of high bits numbers need.
+fn planes_of(numbers: &[u16]) -> u16 {
+    let largest = numbers.iter().copied().max().unwrap_or(0);
+    (0..8).find(|plane| largest >> (8 + plane) == 0).unwrap_or(8)
+}
+
+fn put(out: &mut Vec<u8>, planes: u16, numbers: &[u16]) {
+    out.extend(numbers.iter().map(|number| number.to_le_bytes()[0]));
+    for plane in 0..planes {
+        put_plane(out, numbers, |number| number >> (8 + plane) & 1 != 0);
     }
+}
+
+fn put_plane(out: &mut Vec<u8>, numbers: &[u16], bit: impl Fn(u16) -> bool) {
+    let byte = |numbers: &[u16]| numbers.iter().rev().fold(0, |byte, &number| byte << 1 | u8::from(bit(number)));
+    out.extend(numbers.chunks(8).map(byte));
 }
 
 /// An index as it is stored.
 pub(super) struct Index<'a> {
     base: usize,
-    wide: bool,
-    bits: &'a [u8],
+    lengths: Numbers<'a>,
     marks: &'a [u8],
-    escapes: &'a [u8],
+    escapes: Numbers<'a>,
 }
 
 impl<'a> Index<'a> {
     /// Reads the index of so many segments.
     pub(super) fn read(flags: u8, segments: usize, fields: &mut Fields<'a>) -> Result<Self> {
-        let wide = flags & WIDE != 0;
-        let size = 1 + usize::from(wide);
-        let base = usize::from(u16::from_le_bytes(*fields.array()?));
-        let bits = fields.take(segments * size)?;
-        let marks = fields.take(if flags & ESCAPES != 0 { segments.div_ceil(8) } else { 0 })?;
-        let escapes = fields.take(ones(marks) * size)?;
-        Ok(Self { base, wide, bits, marks, escapes })
+        let head = u16::from_le_bytes(*fields.array()?);
+        let has_escapes = flags & ESCAPES != 0;
+        let planes = usize::from((head & !MANY_ESCAPES) >> BASE_BITS);
+        if planes > MOST_PLANES || head >= MANY_ESCAPES && !has_escapes {
+            return Err(malformed(format!("an index that begins with `{head}`")));
+        }
+        let lengths = Numbers::read(segments, planes, fields)?;
+        let marks = fields.take(if has_escapes { segments.div_ceil(8) } else { 0 })?;
+        let escapes = Numbers::read(ones_before(marks, segments), usize::from(head >= MANY_ESCAPES), fields)?;
+        Ok(Self { base: usize::from(head & ((1 << BASE_BITS) - 1)), lengths, marks, escapes })
     }
 
-    /// Bits of the segments before this one.
-    pub(super) fn bits_before(&self, segment: usize) -> usize {
-        self.base * segment + self.sum(self.bits, segment)
+    /// Bits, or bytes, of the segments before this one.
+    pub(super) fn length_before(&self, segment: usize) -> usize {
+        self.base * segment + self.lengths.sum(segment)
     }
 
     /// Values elsewhere of the segments before this one.
     pub(super) fn escapes_before(&self, segment: usize) -> usize {
-        self.sum(self.escapes, self.marked_before(segment))
+        let marked = self.marked_before(segment);
+        marked + self.escapes.sum(marked)
     }
 
     /// Values elsewhere of all segments.
     pub(super) fn all_escapes(&self) -> usize {
-        self.sum(self.escapes, self.escapes.len())
+        self.escapes.low.len() + self.escapes.sum(self.escapes.low.len())
     }
 
     /// Whether a segment has values elsewhere.
     pub(super) fn is_marked(&self, segment: usize) -> bool {
-        self.marks.get(segment / 8).is_some_and(|mark| mark >> (segment % 8) & 1 != 0)
+        bit(self.marks, segment) != 0
     }
 
     /// Of segments one after the other where their values elsewhere begin, if they have any.
@@ -106,7 +128,7 @@ impl<'a> Index<'a> {
                     self.marked_before(segment)
                 });
                 let start = before;
-                before += self.number(self.escapes, number);
+                before += 1 + self.escapes.get(number);
                 marked = Some(number + 1);
                 start
             })
@@ -114,30 +136,58 @@ impl<'a> Index<'a> {
     }
 
     fn marked_before(&self, segment: usize) -> usize {
-        let (whole, some) = self.marks.split_at_checked(segment / 8).unwrap_or((self.marks, &[]));
-        let here = some.first().map_or(0, |mark| (mark & ((1 << (segment % 8)) - 1)).count_ones() as usize);
-        ones(whole) + here
+        ones_before(self.marks, segment)
+    }
+}
+
+/// Numbers: a byte each of their low bits, and planes of the bits above them, the lowest first.
+struct Numbers<'a> {
+    low: &'a [u8],
+    planes: &'a [u8],
+}
+
+impl<'a> Numbers<'a> {
+    fn read(count: usize, planes: usize, fields: &mut Fields<'a>) -> Result<Self> {
+        Ok(Self { low: fields.take(count)?, planes: fields.take(planes * count.div_ceil(8))? })
     }
 
-    fn number(&self, numbers: &[u8], number: usize) -> usize {
-        if self.wide {
-            let (pairs, _) = numbers.as_chunks::<2>();
-            return pairs.get(number).map_or(0, |pair| usize::from(u16::from_le_bytes(*pair)));
-        }
-        numbers.get(number).copied().map_or(0, usize::from)
+    fn planes(&self) -> impl Iterator<Item = (usize, &'a [u8])> {
+        (8..).zip(self.planes.chunks(self.low.len().div_ceil(8).max(1)))
     }
 
-    /// The sum of the first of some numbers.
-    fn sum(&self, numbers: &[u8], count: usize) -> usize {
-        if self.wide {
-            let (pairs, _) = numbers.as_chunks::<2>();
-            return pairs.iter().take(count).map(|pair| usize::from(u16::from_le_bytes(*pair))).sum();
-        }
-        let numbers = numbers.get(..count).unwrap_or(numbers);
-        // Sums of 128 bytes fit 16 bits, of which a vector has twice as many as of 32.
-        let some = |numbers: &[u8]| numbers.iter().fold(0_u16, |sum, &number| sum.wrapping_add(u16::from(number)));
-        numbers.chunks(128).map(|numbers| usize::from(some(numbers))).sum()
+    fn get(&self, number: usize) -> usize {
+        let high = self.planes().map(|(shift, plane)| bit(plane, number) << shift).sum::<usize>();
+        high + self.low.get(number).copied().map_or(0, usize::from)
     }
+
+    /// The sum of the first of them.
+    fn sum(&self, count: usize) -> usize {
+        let low = self.low.get(..count).unwrap_or(self.low);
+        sum(low) + self.planes().map(|(shift, plane)| ones_before(plane, count) << shift).sum::<usize>()
+    }
+}
+
+/// The sum of bytes: of eight at a time in four sums of 16 bits, which no more than 32 times eight can fill.
+fn sum(bytes: &[u8]) -> usize {
+    const FOURS: u64 = 0x0001_0001_0001_0001;
+    const LOW: u64 = 0xFF * FOURS;
+    let (words, rest) = bytes.as_chunks::<8>();
+    let add = |sums: u64, word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        sums + (word & LOW) + (word >> 8 & LOW)
+    };
+    let some = |words: &[[u8; 8]]| (words.iter().fold(0, add).wrapping_mul(FOURS) >> 48) as usize;
+    words.chunks(32).map(some).sum::<usize>() + rest.iter().map(|&byte| usize::from(byte)).sum::<usize>()
+}
+
+fn bit(bits: &[u8], at: usize) -> usize {
+    bits.get(at / 8).map_or(0, |byte| usize::from(byte >> (at % 8) & 1))
+}
+
+fn ones_before(bits: &[u8], at: usize) -> usize {
+    let (whole, some) = bits.split_at_checked(at / 8).unwrap_or((bits, &[]));
+    let here = some.first().map_or(0, |byte| (byte & ((1 << (at % 8)) - 1)).count_ones() as usize);
+    ones(whole) + here
 }
 
 fn ones(bytes: &[u8]) -> usize {
@@ -170,31 +220,62 @@ mod tests {
     proptest! {
         #[test]
         fn what_an_index_says_comes_back(
-            segments in prop::collection::vec((0_usize..3584, prop_oneof![9 => Just(0), 1 => 0_usize..513]), 1..200),
-            narrow in any::<bool>(),
+            segments in prop::collection::vec((0_usize..3585, prop_oneof![9 => Just(0), 1 => 0_usize..513]), 1..900),
+            spread in prop_oneof![Just(1), Just(256), Just(300), Just(1000), Just(3585)],
+            most_escapes in prop_oneof![Just(1), Just(257), Just(513)],
         ) {
-            let segments: Vec<_> = if narrow {
-                segments.iter().map(|&(bits, escapes)| (1000 + bits % 256, escapes % 256)).collect()
-            } else {
-                segments
-            };
+            let segments = segments.iter();
+            let segments = segments.map(|&(bits, escapes)| (3584 - bits % spread, escapes % most_escapes));
+            let segments: Vec<_> = segments.collect();
             let mut counts = Counts::default();
             segments.iter().for_each(|&(bits, escapes)| counts.push(bits, escapes).unwrap());
             let mut out = Vec::new();
             let flags = counts.put(&mut out);
-            prop_assert!(!narrow || flags & WIDE == 0);
+            prop_assert!(spread > 256 || most_escapes > 1 || out.len() == 2 + segments.len());
             let mut fields = Fields(&out);
             let index = Index::read(flags, segments.len(), &mut fields).unwrap();
             prop_assert!(fields.0.is_empty());
             for at in 0..=segments.len() {
                 let before = segments.iter().take(at);
-                prop_assert_eq!(index.bits_before(at), before.clone().map(|segment| segment.0).sum::<usize>());
+                prop_assert_eq!(index.length_before(at), before.clone().map(|segment| segment.0).sum::<usize>());
                 prop_assert_eq!(index.escapes_before(at), before.map(|segment| segment.1).sum::<usize>());
             }
-            for (number, segment) in segments.iter().enumerate() {
+            let mut due = 0;
+            for ((number, segment), start) in segments.iter().enumerate().zip(index.starts(0..segments.len())) {
                 prop_assert_eq!(index.is_marked(number), segment.1 > 0);
+                prop_assert_eq!(start, (segment.1 > 0).then_some(due));
+                due += segment.1;
             }
-            prop_assert_eq!(index.all_escapes(), index.escapes_before(segments.len()));
+            prop_assert_eq!(index.all_escapes(), due);
+        }
+    }
+
+    #[test]
+    fn bytes_are_summed_whatever_they_are() {
+        for count in 0..1100 {
+            assert_eq!(sum(&vec![255; count]), 255 * count);
+        }
+    }
+
+    #[test]
+    fn what_fills_the_last_byte_is_ignored() {
+        // Three segments of 9, 9 and 8 bits with a plane, of which the second has two escapes.
+        let stored = [0x08, 0x10, 1, 1, 0, 0b1111_1000, 0b1111_1010, 1];
+        let mut fields = Fields(&stored);
+        let index = Index::read(ESCAPES, 3, &mut fields).unwrap();
+        assert!(fields.0.is_empty());
+        assert_eq!([0, 1, 2, 3].map(|segment| index.length_before(segment)), [0, 9, 18, 26]);
+        assert_eq!((index.all_escapes(), index.is_marked(0), index.is_marked(1)), (2, false, true));
+        assert_eq!(index.starts(0..3).collect::<Vec<_>>(), [None, Some(0), None]);
+    }
+
+    #[test]
+    fn numbers_beyond_the_format_are_refused() {
+        let mut counts = Counts::default();
+        assert_eq!([counts.push(4096, 0), counts.push(0, 513), counts.push(4095, 512)], [None, None, Some(())]);
+        for (head, flags) in [(0x5000_u16, ESCAPES), (0x8000, 0)] {
+            let stored = [&head.to_le_bytes()[..], &[0; 64]].concat();
+            assert!(Index::read(flags, 1, &mut Fields(&stored)).is_err());
         }
     }
 }

@@ -1,5 +1,9 @@
 //! Fields of one to eight bits, packed: field i has bits `i * width` on, the first in the lowest bit.
 
+use super::kernel::Kernel;
+#[cfg(target_arch = "x86_64")]
+use super::simd;
+
 /// Fields that end with a byte.
 const GROUP: usize = 8;
 
@@ -44,7 +48,7 @@ pub(super) fn pack(fields: &[u8], width: u32, out: &mut Vec<u8>) {
 
 /// Unpacks fields from number `first` on, a byte each; beyond the end they are 0.
 #[inline(always)]
-pub(super) fn unpack(packed: &[u8], width: u32, first: usize, fields: &mut [u8]) {
+pub(super) fn unpack(kernel: Kernel, packed: &[u8], width: u32, first: usize, fields: &mut [u8]) {
     if width as usize == GROUP {
         let whole = packed.get(first..).unwrap_or_default();
         return fields.iter_mut().zip(whole).for_each(|(field, byte)| *field = *byte);
@@ -65,11 +69,27 @@ pub(super) fn unpack(packed: &[u8], width: u32, first: usize, fields: &mut [u8])
         (fields, number) = (later, number + 1);
     }
     let (groups, rest) = fields.as_chunks_mut::<GROUP>();
-    for fields in groups {
+    let done = unpack_blocks(kernel, packed.get(number * width as usize..).unwrap_or_default(), width, groups);
+    number += done;
+    for fields in groups.iter_mut().skip(done) {
         *fields = group(number);
         number += 1;
     }
     rest.iter_mut().zip(group(number)).for_each(|(field, byte)| *field = byte);
+}
+
+/// Unpacks some of the first groups, as many as vectors of this kernel do; says how many.
+#[inline(always)]
+fn unpack_blocks(kernel: Kernel, packed: &[u8], width: u32, groups: &mut [[u8; GROUP]]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.is_avx2() {
+        return match width {
+            OF_FLOAT16 => simd::unpack::<{ OF_FLOAT16 as usize }>(kernel, packed, groups),
+            OF_ARCHIVE => simd::unpack::<{ OF_ARCHIVE as usize }>(kernel, packed, groups),
+            _ => 0,
+        };
+    }
+    0
 }
 
 /// The fields of a group, a byte each.
@@ -134,16 +154,18 @@ mod tests {
     proptest! {
         #[test]
         fn fields_come_back_from_anywhere(
-            width in 1_u32..=8, bytes in prop::collection::vec(any::<u8>(), 0..70), first in 0_usize..80,
+            width in 1_u32..=8, bytes in prop::collection::vec(any::<u8>(), 0..300), first in 0_usize..80,
         ) {
             let fields: Vec<u8> = bytes.iter().map(|byte| byte & (u8::MAX >> (8 - width))).collect();
             let mut packed = Vec::new();
             pack(&fields, width, &mut packed);
             prop_assert_eq!(packed.len(), packed_len(fields.len(), width));
             let first = first.min(fields.len());
-            let mut back = vec![0xA5; fields.len() - first];
-            unpack(&packed, width, first, &mut back);
-            prop_assert_eq!(&back[..], &fields[first..]);
+            for kernel in [Kernel::PORTABLE, Kernel::detect()] {
+                let mut back = vec![0xA5; fields.len() - first];
+                unpack(kernel, &packed, width, first, &mut back);
+                prop_assert_eq!(&back[..], &fields[first..]);
+            }
         }
     }
 }

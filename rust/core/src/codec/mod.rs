@@ -36,6 +36,7 @@ pub use pack::{Overflow, Pack, PackCounts};
 
 use crate::error::{Error, Kind, Result};
 use crate::tensor::Dtype;
+use model::MOST_BYTES;
 use zstd::{Scratch, room};
 
 /// Most bytes of a `raw` frame of more than one row.
@@ -110,10 +111,11 @@ impl Codec {
     pub fn fit(self, sample: Rows<'_>) -> Option<Fitted> {
         let given_below = if self == Codec::Archive { archive::fit(sample) } else { None };
         let alone = if self.has_models() { planes::fit(sample) } else { None };
-        match (given_below, alone) {
+        let fitted = match (given_below, alone) {
             (Some(below), Some(alone)) => Some(if below.pays_beside(&alone) { below } else { alone }),
             (below, alone) => below.or(alone),
-        }
+        };
+        fitted.filter(|fitted| fitted.model.bytes().len() <= MOST_BYTES)
     }
 
     /// Whether it learns from samples.
@@ -253,8 +255,8 @@ impl Coded<'_> {
 
 /// Decodes some rows of a frame into `out`, which has exactly their bytes, one range after the other.
 ///
-/// Every malformed input is an error, and none allocates more than some times the bytes of the frame, plus a constant. After an error `out`
-/// holds anything.
+/// Every malformed input is an error, and none allocates more than some times the bytes of the frame, plus a constant.
+/// After an error `out` holds anything.
 pub fn decode(frame: &Coded<'_>, rows: &[Range<u64>], out: &mut [u8]) -> Result<()> {
     decode_with(Kernel::detect(), frame, rows, out)
 }

@@ -3,11 +3,15 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::zstd::{self, Scratch};
 use super::{Encoding, archive, malformed, planes};
 use crate::error::{Error, Result};
 
 /// Names a model: the first 16 bytes of the BLAKE3 hash of its bytes.
 pub type ModelId = [u8; 16];
+
+/// Bytes of a model, at most. No larger one is fitted.
+pub(super) const MOST_BYTES: usize = 1 << 20;
 
 /// How many times its sample a hook point is taken to hold, when what a model saves is held against its size.
 pub(super) const SAMPLE_SHARE: f64 = 16.0;
@@ -16,6 +20,8 @@ pub(super) const SAMPLE_SHARE: f64 = 16.0;
 pub struct Model {
     id: ModelId,
     bytes: Vec<u8>,
+    /// As one zstd frame, where that is smaller; made when it is first asked for.
+    packed: OnceLock<Option<Vec<u8>>>,
     /// Made when it is first used, or why it cannot be.
     prepared: OnceLock<Result<Prepared>>,
 }
@@ -31,7 +37,17 @@ impl Model {
     pub fn new(bytes: Vec<u8>) -> Self {
         let mut id = ModelId::default();
         blake3::Hasher::new().update(&bytes).finalize_xof().fill(&mut id);
-        Self { id, bytes, prepared: OnceLock::new() }
+        Self { id, bytes, packed: OnceLock::new(), prepared: OnceLock::new() }
+    }
+
+    /// The model that is stored as `stored`, if that is the one of this name.
+    pub fn read(stored: &[u8], id: &ModelId) -> Result<Self> {
+        if stored.len() > MOST_BYTES {
+            return Err(malformed(format!("a model of `{}` bytes where `{MOST_BYTES}` are most", stored.len())));
+        }
+        let bytes = if zstd::is_frame(stored) { zstd::expand(stored, MOST_BYTES)? } else { stored.to_vec() };
+        let model = Self::new(bytes);
+        if model.id == *id { Ok(model) } else { Err(malformed("a model is not the one it is said to be")) }
     }
 
     /// The model that an encoding learned as `bytes`.
@@ -44,9 +60,19 @@ impl Model {
         self.id
     }
 
-    /// The bytes, as they are stored.
+    /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// How they are stored: as one zstd frame where that is smaller. No model begins like one.
+    pub fn stored(&self) -> &[u8] {
+        let packed = self.packed.get_or_init(|| {
+            let mut packed = Vec::new();
+            let is_packed = Scratch::with(|scratch| zstd::compress(&mut scratch.general, &self.bytes, &mut packed));
+            (is_packed && packed.len() < self.bytes.len()).then_some(packed)
+        });
+        packed.as_deref().unwrap_or(&self.bytes)
     }
 
     /// The encoding that it is for.
@@ -102,7 +128,7 @@ impl Fitted {
     /// Whether this saves its own size beside another that is smaller, and enough to be worth more work when it is read.
     pub(super) fn pays_beside(&self, other: &Self) -> bool {
         let saved = other.bits as f64 - self.bits as f64;
-        let more = self.model.bytes.len() as f64 - other.model.bytes.len() as f64;
+        let more = self.model.stored().len() as f64 - other.model.stored().len() as f64;
         saved * SAMPLE_SHARE > 8.0 * more && saved * WORTH_READING > other.bits as f64
     }
 }

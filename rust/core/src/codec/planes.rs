@@ -16,7 +16,7 @@ use crate::tensor::Dtype;
 /// Of a frame's flags: it brings its own code.
 const OWN: u8 = 1;
 /// Instead of codes there is the plane of the highest bytes.
-const PLANE: u8 = 8;
+const PLANE: u8 = 4;
 /// Flags, and which low planes are compressed.
 const HEADER_BYTES: usize = 2;
 /// Bytes of the length of a compressed low plane.

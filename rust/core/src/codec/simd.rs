@@ -1,7 +1,8 @@
 //! The inner loops once more, for AVX2, BMI and LZCNT: the same bytes, sooner.
 //!
-//! Two kinds of `unsafe` are here. Calls of functions that are compiled for these instructions: a [`Kernel`] that says it
-//! has them comes from detection alone. And loads and stores through pointers, each beside the slices that bound it.
+//! Three kinds of `unsafe` are here. Hints of what will be read. Calls of functions that are compiled for these
+//! instructions: a [`Kernel`] that says it has them comes from detection alone. And loads and stores through pointers,
+//! each beside the slices that bound it.
 
 #![allow(unsafe_code, reason = "vector instructions, and stores that were checked once for many")]
 
@@ -68,6 +69,40 @@ pub(super) fn symbols(kernel: Kernel, classes: &[u8], biases: &[u8], symbols: &m
     unsafe { run(classes, biases, symbols) }
 }
 
+/// [`words::join_classes_portably`].
+pub(super) fn join_classes(kernel: Kernel, classes: &[u8], biases: &[u8], low: &[u8], out: &mut [[u8; 2]]) {
+    debug_assert!(kernel.is_avx2());
+    // SAFETY: the kernel was detected.
+    unsafe { join_classes_with_avx2(classes, biases, low, out) }
+}
+
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+fn join_classes_with_avx2(classes: &[u8], biases: &[u8], low: &[u8], out: &mut [[u8; 2]]) {
+    let ((classes, classes_rest), (low, low_rest)) = (classes.as_chunks::<STEP>(), low.as_chunks::<STEP>());
+    let (steps, out_rest) = out.as_chunks_mut::<STEP>();
+    let (biases, biases_rest) = biases.split_at_checked(STEP * classes.len()).unwrap_or_default();
+    let parts = classes.iter().zip(biases.as_chunks::<STEP>().0).zip(low);
+    for (((classes, biases), low), out) in parts.zip(steps) {
+        let classes = vector(classes);
+        let is_zero = _mm256_cmpeq_epi8(classes, _mm256_set1_epi8(ZERO.cast_signed()));
+        let top = _mm256_andnot_si256(is_zero, _mm256_add_epi8(classes, vector(biases)));
+        join_step(top, vector(low), out);
+    }
+    words::join_classes_portably(classes_rest, biases_rest, low_rest, out_rest);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+fn join_step(top: __m256i, low: __m256i, out: &mut [[u8; 2]; STEP]) {
+    let rotated = |words: __m256i| _mm256_or_si256(_mm256_srli_epi16(words, 1), _mm256_slli_epi16(words, 15));
+    let even = rotated(_mm256_unpacklo_epi8(low, top));
+    let odd = rotated(_mm256_unpackhi_epi8(low, top));
+    if let ([first, second], []) = out.as_flattened_mut().as_chunks_mut() {
+        store(first, _mm256_permute2x128_si256(even, odd, 0x20));
+        store(second, _mm256_permute2x128_si256(even, odd, 0x31));
+    }
+}
+
 /// [`words::join_portably`].
 pub(super) fn join(kernel: Kernel, tops: &[u8], lows: &Lows<'_>, out: &mut [u8]) {
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
@@ -81,19 +116,13 @@ pub(super) fn join(kernel: Kernel, tops: &[u8], lows: &Lows<'_>, out: &mut [u8])
 
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
 fn join_pairs(tops: &[u8], [low, ..]: &Lows<'_>, out: &mut [u8]) {
-    let (steps, out_rest) = out.as_chunks_mut::<{ 2 * STEP }>();
+    let (steps, out_rest) = out.as_chunks_mut::<2>().0.as_chunks_mut::<STEP>();
     let ((tops, tops_rest), (low, low_rest)) = (tops.as_chunks::<STEP>(), low.as_chunks::<STEP>());
     for ((top, low), out) in tops.iter().zip(low).zip(steps) {
-        let (top, low) = (vector(top), vector(low));
-        let rotated = |words: __m256i| _mm256_or_si256(_mm256_srli_epi16(words, 1), _mm256_slli_epi16(words, 15));
-        let even = rotated(_mm256_unpacklo_epi8(low, top));
-        let odd = rotated(_mm256_unpackhi_epi8(low, top));
-        if let ([first, second], []) = out.as_chunks_mut() {
-            store(first, _mm256_permute2x128_si256(even, odd, 0x20));
-            store(second, _mm256_permute2x128_si256(even, odd, 0x31));
-        }
+        join_step(vector(top), vector(low), out);
     }
-    words::join_portably(tops_rest, &[low_rest, &[], &[], &[], &[], &[], &[]], out_rest);
+    let lows = [low_rest, &[], &[], &[], &[], &[], &[]];
+    words::join_portably(tops_rest, &lows, out_rest.as_flattened_mut());
 }
 
 #[inline]
@@ -192,6 +221,48 @@ fn classify_step(symbols: __m256i, biases: __m256i) -> (__m256i, __m256i) {
     (_mm256_blendv_epi8(classes, zero, is_zero), is_escape)
 }
 
+/// Unpacks groups of 8 fields of `WIDTH` bits, below 8: 32 fields at a time, as long as there are bytes enough to load; says
+/// how many groups.
+pub(super) fn unpack<const WIDTH: usize>(kernel: Kernel, packed: &[u8], groups: &mut [[u8; 8]]) -> usize {
+    debug_assert!(kernel.is_avx2());
+    // SAFETY: the kernel was detected.
+    unsafe { unpack_with_avx2::<WIDTH>(packed, groups) }
+}
+
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+fn unpack_with_avx2<const WIDTH: usize>(packed: &[u8], groups: &mut [[u8; 8]]) -> usize {
+    // Each field is in two bytes, to be brought to the top of them.
+    let [mut bytes, mut powers] = [[0; 32]; 2];
+    for (field, (bytes, power)) in bytes.as_chunks_mut().0.iter_mut().zip(powers.as_chunks_mut().0).enumerate() {
+        let (byte, bit) = (field * WIDTH / 8, field * WIDTH % 8);
+        *bytes = [byte.to_le_bytes()[0], (byte + 1).to_le_bytes()[0]];
+        *power = (1_u16 << (16 - WIDTH - bit)).to_le_bytes();
+    }
+    let (bytes, powers) = (vector(&bytes), vector(&powers));
+    let down = _mm_cvtsi64_si128(16 - WIDTH as i64);
+    let fields = |packed: &[u8; 16]| {
+        let words = _mm256_shuffle_epi8(table(packed), bytes);
+        _mm256_srl_epi16(_mm256_mullo_epi16(words, powers), down)
+    };
+    let mut blocks = 0;
+    for block in groups.as_flattened_mut().as_chunks_mut::<STEP>().0 {
+        let at = blocks * STEP * WIDTH / 8;
+        let first = packed.get(at..).and_then(<[u8]>::first_chunk);
+        let second = packed.get(at + 2 * WIDTH..).and_then(<[u8]>::first_chunk);
+        let (Some(first), Some(second)) = (first, second) else { break };
+        store(block, narrow(fields(first), fields(second)));
+        blocks += 1;
+    }
+    blocks * STEP / 8
+}
+
+/// The low bytes of 16-bit words below 256, in the order of the words.
+#[inline]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+fn narrow(first: __m256i, second: __m256i) -> __m256i {
+    _mm256_permute4x64_epi64(_mm256_packus_epi16(first, second), 0b11_01_10_00)
+}
+
 /// Of 16-bit values, rotated left by one, the high bytes and the low ones.
 #[inline]
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
@@ -199,8 +270,6 @@ fn split_step(bytes: &[u8; 2 * STEP]) -> (__m256i, __m256i) {
     // SAFETY: an array of 64 bytes, and no alignment asked for.
     let load = |at: usize| unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) };
     let (first, second) = (load(0), load(STEP));
-    // Bytes of 16-bit words in the order of the words.
-    let narrow = |a, b| _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0b11_01_10_00);
     let byte = _mm256_set1_epi16(0xFF);
     let low =
         |words| _mm256_and_si256(_mm256_or_si256(_mm256_slli_epi16(words, 1), _mm256_srli_epi16(words, 15)), byte);

@@ -205,21 +205,25 @@ fn segments_by_the_book(values: usize, width: usize) -> Vec<usize> {
 }
 
 /// The index of a frame by the text: the length of each segment, and its escapes.
-fn index_by_the_book(stored: &mut &[u8], flags: u8, segments: usize) -> Vec<(usize, usize)> {
-    let number = |stored: &mut &[u8]| {
-        let bytes = stored.split_off(..if flags & 2 != 0 { 2 } else { 1 }).unwrap();
-        bytes.iter().rev().fold(0, |number, &byte| number << 8 | usize::from(byte))
+pub(in crate::codec) fn index_by_the_book(stored: &mut &[u8], flags: u8, segments: usize) -> Vec<(usize, usize)> {
+    let bit = |bits: &[u8], at: usize| usize::from(bits.get(at / 8).map_or(0, |byte| byte >> (at % 8) & 1));
+    let numbers = |stored: &mut &[u8], count: usize, planes: usize| -> Vec<usize> {
+        let low = stored.split_off(..count).unwrap();
+        let planes: Vec<_> = (0..planes).map(|_| stored.split_off(..count.div_ceil(8)).unwrap()).collect();
+        let high = |at: usize| (8..).zip(&planes).map(|(shift, plane)| bit(plane, at) << shift).sum::<usize>();
+        low.iter().enumerate().map(|(at, &low)| usize::from(low) + high(at)).collect()
     };
-    let base = stored.split_off(..2).unwrap();
-    let base = usize::from(u16::from_le_bytes([base[0], base[1]]));
-    let lengths: Vec<_> = (0..segments).map(|_| base + number(stored)).collect();
-    let marks = stored.split_off(..if flags & 4 != 0 { segments.div_ceil(8) } else { 0 }).unwrap();
-    let escapes = (0..segments).map(|segment| {
-        let marked = marks.get(segment / 8).is_some_and(|mark| mark >> (segment % 8) & 1 != 0);
-        if marked { number(stored) } else { 0 }
-    });
-    let escapes: Vec<_> = escapes.collect();
-    lengths.into_iter().zip(escapes).collect()
+    let head = stored.split_off(..2).unwrap();
+    let head = usize::from(u16::from_le_bytes([head[0], head[1]]));
+    let lengths = numbers(stored, segments, head >> 12 & 7);
+    let mut escapes = vec![0; segments];
+    if flags & 2 != 0 {
+        let marks = stored.split_off(..segments.div_ceil(8)).unwrap();
+        let marked: Vec<_> = (0..segments).filter(|&segment| bit(marks, segment) != 0).collect();
+        let counts = numbers(stored, marked.len(), head >> 15);
+        marked.iter().zip(counts).for_each(|(&segment, count)| escapes[segment] = count + 1);
+    }
+    lengths.into_iter().map(|length| (head & 4095) + length).zip(escapes).collect()
 }
 
 /// A decoder of `planes` written from FORMAT.md, a value at a time.
@@ -241,7 +245,7 @@ fn by_the_book(stored: &[u8], rows: Rows<'_>, model: Option<&Model>) -> Vec<u8> 
             ::zstd::decode_all(rest.split_off(..length as usize).unwrap()).unwrap()
         });
     }
-    let tops: Vec<usize> = if flags == 8 {
+    let tops: Vec<usize> = if flags == 4 {
         let plane = if rest.len() == n { rest.to_vec() } else { ::zstd::decode_all(rest).unwrap() };
         plane.into_iter().map(usize::from).collect()
     } else {
@@ -501,7 +505,7 @@ fn a_frame_written_by_hand_decodes() {
     assert_eq!(count, 8);
     let model = Model::new([&[2], &prefix::pack_lengths(&lengths)[..], &[126, 120]].concat());
     // Flags, no low plane compressed; mantissas and signs; 8 bits, no more in the one segment, which has 1 escape.
-    let stored = [4, 0, 0x00, 0x01, 0x81, 0x00, 8, 0, 0, 1, 1, bits as u8, 187];
+    let stored = [2, 0, 0x00, 0x01, 0x81, 0x00, 8, 0, 0, 1, 0, bits as u8, 187];
     let whole = rows(Dtype::BFloat16, 2, &bytes);
     let mut out = [0; 8];
     decode(&coded(Encoding::Planes, &stored, whole, Some(&model)), &[0..2], &mut out).unwrap();
@@ -509,7 +513,7 @@ fn a_frame_written_by_hand_decodes() {
     // 8-bit floats in a plane of tops, as it is: -1.0 and 1.0 of e5m2, rotated left.
     let halves = rows(Dtype::Float8E5M2, 1, &[0xBC, 0x3C]);
     let mut out = [0; 2];
-    decode(&coded(Encoding::Planes, &[8, 0, 0x79, 0x78], halves, None), &[0..2], &mut out).unwrap();
+    decode(&coded(Encoding::Planes, &[4, 0, 0x79, 0x78], halves, None), &[0..2], &mut out).unwrap();
     assert_eq!(out, [0xBC, 0x3C]);
 }
 
@@ -539,6 +543,28 @@ fn a_model_is_named_by_its_bytes() {
     assert_eq!(model.id(), blake3::hash(&[1, 2, 3]).as_bytes()[..16]);
     assert_eq!(format!("{model:?}"), "Model(b177ec1bf26dfb3b7010d473e6d44713, 3 bytes)");
     assert_ne!(model, Model::new(vec![1, 2]));
+}
+
+#[test]
+fn models_are_stored_as_they_are_or_smaller_and_only_the_one_asked_for_is_read() {
+    let noise = Noise(7).bits().to_le_bytes();
+    for (bytes, is_packed) in [(vec![2; 500], true), (noise.to_vec(), false), (vec![], false), (vec![3; 1 << 20], true)]
+    {
+        let model = Model::new(bytes);
+        let stored = model.stored();
+        assert_eq!(stored.len() < model.bytes().len(), is_packed);
+        assert!(is_packed || stored == model.bytes());
+        assert_eq!(Model::read(stored, &model.id()).unwrap(), model);
+        // One that is stored otherwise is the same.
+        assert_eq!(Model::read(model.bytes(), &model.id()).unwrap(), model);
+        let refused = |stored: &[u8], id| Model::read(stored, id).unwrap_err().to_string();
+        assert_eq!(refused(stored, &[0; 16]), "a model is not the one it is said to be");
+        assert!(!refused(&[stored, &[0]].concat(), &model.id()).is_empty());
+    }
+    let large = Model::new(vec![2; (1 << 20) + 1]);
+    let error = Model::read(large.stored(), &large.id()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Malformed);
+    assert_eq!(error.to_string(), "a zstd frame of `1048577` bytes where `1048576` are most");
 }
 
 proptest! {

@@ -121,6 +121,31 @@ pub(super) fn symbols_portably(classes: &[u8], biases: &[u8], symbols: &mut [u8]
     }
 }
 
+/// Values of two bytes without mid bits from their classes, by the biases of their channels, and their low bytes; of
+/// [`ESCAPE`], anything.
+#[inline(always)]
+pub(super) fn join_classes(kernel: Kernel, classes: &[u8], biases: &[u8], low: &[u8], out: &mut [[u8; 2]]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel.is_avx2() {
+        return simd::join_classes(kernel, classes, biases, low, out);
+    }
+    join_classes_portably(classes, biases, low, out);
+}
+
+#[inline(always)]
+pub(super) fn join_classes_portably(classes: &[u8], biases: &[u8], low: &[u8], out: &mut [[u8; 2]]) {
+    for ((out, &low), (&class, &bias)) in out.iter_mut().zip(low).zip(classes.iter().zip(biases)) {
+        let is_zero = u8::from(class == ZERO).wrapping_neg();
+        *out = join_pair(class.wrapping_add(bias) & !is_zero, low);
+    }
+}
+
+/// A value of two bytes.
+#[inline(always)]
+pub(super) fn join_pair(top: u8, low: u8) -> [u8; 2] {
+    (u16::from(top) << 8 | u16::from(low)).rotate_right(1).to_le_bytes()
+}
+
 /// Calls `found` with the place of each [`ESCAPE`]. There are few: most steps are seen to have none at once.
 #[inline(always)]
 pub(super) fn each_escape(classes: &[u8], mut found: impl FnMut(usize)) {
@@ -173,7 +198,7 @@ pub(super) fn join_portably(tops: &[u8], lows: &Lows<'_>, out: &mut [u8]) {
         }
         2 => {
             for ((out, &top), &low) in out.as_chunks_mut::<2>().0.iter_mut().zip(tops).zip(*low) {
-                *out = (u16::from(top) << 8 | u16::from(low)).rotate_right(1).to_le_bytes();
+                *out = join_pair(top, low);
             }
         }
         4 => {

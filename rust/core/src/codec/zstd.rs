@@ -148,6 +148,23 @@ pub(super) fn check(frame: &[u8], len: usize) -> Result<()> {
     }
 }
 
+/// Whether bytes begin like a frame.
+pub(super) fn is_frame(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
+/// The content of a frame, which is at most so many bytes.
+pub(super) fn expand(frame: &[u8], most: usize) -> Result<Vec<u8>> {
+    let content = Header::read(frame)?.content;
+    let length = usize::try_from(content).ok().filter(|&length| length <= most);
+    let length =
+        length.ok_or_else(|| malformed(format!("a zstd frame of `{content}` bytes where `{most}` are most")))?;
+    check(frame, length)?;
+    let mut out = vec![0; length];
+    Scratch::with(|scratch| decompress(&mut scratch.decoder, frame, &mut out))?;
+    Ok(out)
+}
+
 /// Decodes a frame that passed [`check`] for `out.len()`.
 pub(super) fn decompress(context: &mut DCtx<'_>, frame: &[u8], out: &mut [u8]) -> Result<()> {
     match context.decompress(out, frame) {
@@ -286,7 +303,7 @@ mod tests {
         let refused = "a zstd frame of `67108864` bytes where `16` are due";
         assert_eq!(refusal(&bomb, 16), malformed_as(refused));
         // Low plane 0 of 16 values is compressed.
-        let stored = [&[8, 1], &(bomb.len() as u32).to_le_bytes()[..], &bomb, &[0; 16]].concat();
+        let stored = [&[4, 1], &(bomb.len() as u32).to_le_bytes()[..], &bomb, &[0; 16]].concat();
         let capacity = std::thread::spawn(move || {
             let mut out = [0; 32];
             let (encoding, dtype) = (crate::codec::Encoding::Planes, crate::tensor::Dtype::BFloat16);

@@ -60,10 +60,20 @@ pub trait Stored: Send + Sync {
     -> Result<()>;
     /// A model that its frames name.
     fn model(&self, id: &ModelId) -> Result<Arc<Model>>;
+    /// Activation `index` by itself, where that takes less memory than the entry; `None` where it does not.
+    fn chunk(&self, _index: usize) -> Option<Arc<dyn Chunk>> {
+        None
+    }
+}
+
+/// The stored bytes of one activation, without the entry around them.
+pub trait Chunk: Send + Sync {
+    /// [`Stored::with_bytes`].
+    fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 }
 
 /// The error for bytes of the entry `key` that are not there any more.
-pub(super) fn gone(key: &str) -> Error {
+pub(crate) fn gone(key: &str) -> Error {
     let message = format!("entry `{key}` was replaced or deleted after it was looked up; look it up again");
     Error::new(Kind::NoSuchKey, message)
 }

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use self::backend::gone;
-pub use self::backend::{Backend, Committed, EncodedEntry, Operation, Stored};
+pub(crate) use self::backend::gone;
+pub use self::backend::{Backend, Chunk, Committed, EncodedEntry, Operation, Stored};
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, OsDisk};

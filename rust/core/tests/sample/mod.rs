@@ -3,6 +3,7 @@
 
 pub(crate) mod failing;
 pub(crate) mod power;
+pub(crate) mod stream;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::super::bits::load;
-use super::super::index::{ESCAPES, Fields, Index, WIDE};
+use super::super::index::{ESCAPES, Fields, Index};
 use super::super::kernel::Kernel;
 use super::super::zstd::{Scratch, room};
 use super::super::{Coded, malformed, mids};
@@ -45,11 +45,11 @@ pub(in super::super) fn decode(
         || match frame.dtype {
             Dtype::BFloat16 => {
                 let parsed = Parsed::of::<BFloat16>(shape, coder, frame.stored)?;
-                parsed.decode::<BFloat16>(ranges.iter().map(at), below, scratch, out)
+                parsed.decode::<BFloat16>(kernel, ranges.iter().map(at), below, scratch, out)
             }
             Dtype::Float16 => {
                 let parsed = Parsed::of::<Float16>(shape, coder, frame.stored)?;
-                parsed.decode::<Float16>(ranges.iter().map(at), below, scratch, out)
+                parsed.decode::<Float16>(kernel, ranges.iter().map(at), below, scratch, out)
             }
             dtype => Err(malformed(format!("a frame given the layer below of {}", dtype.name()))),
         },
@@ -71,14 +71,14 @@ impl<'a> Parsed<'a> {
     fn of<H: Half>(shape: Shape, coder: &'a Coder, stored: &'a [u8]) -> Result<Self> {
         let mut fields = Fields(stored);
         let &[flags] = fields.array()?;
-        if flags & !(WIDE | ESCAPES) != 0 {
+        if flags & !ESCAPES != 0 {
             return Err(malformed(format!("a frame given the layer below with flags `{flags}`")));
         }
         let steps = fields.take(mids::packed_len(shape.values / shape.row_values, STEP_BITS))?;
         let raws = fields.take(mids::packed_len(shape.values, H::RAW))?;
         let segments = shape.segments.count();
         let index = Index::read(flags, segments, &mut fields)?;
-        let codes = fields.take(index.bits_before(segments))?;
+        let codes = fields.take(index.length_before(segments))?;
         let (escapes, rest) = fields.0.as_chunks::<2>();
         if escapes.len() != index.all_escapes() || !rest.is_empty() {
             return Err(malformed("a frame does not end with its escapes"));
@@ -89,6 +89,7 @@ impl<'a> Parsed<'a> {
     #[inline(always)]
     fn decode<H: Half>(
         &self,
+        kernel: Kernel,
         ranges: impl Iterator<Item = Range<usize>>,
         below: &[[u8; 2]],
         scratch: &mut Scratch,
@@ -107,7 +108,7 @@ impl<'a> Parsed<'a> {
                 let values = first..(first + together).min(range.end);
                 let below = below.split_off(..values.len()).unwrap_or_default();
                 let out = out.split_off_mut(..values.len()).unwrap_or_default();
-                self.decode_some::<H>(values, below, scratch, out)?;
+                self.decode_some::<H>(kernel, values, below, scratch, out)?;
             }
         }
         Ok(())
@@ -117,6 +118,7 @@ impl<'a> Parsed<'a> {
     #[inline(always)]
     fn decode_some<H: Half>(
         &self,
+        kernel: Kernel,
         values: Range<usize>,
         below: &[[u8; 2]],
         scratch: &mut Scratch,
@@ -130,13 +132,11 @@ impl<'a> Parsed<'a> {
         for ((row, below), (contexts, origins)) in
             (values.start / row_values..).zip(below.chunks(row_values)).zip(places)
         {
-            let mut step = [0];
-            mids::unpack(self.steps, STEP_BITS, row, &mut step);
-            let [step] = step;
+            let step = self.steps.get(row / 2).map_or(0, |steps| steps >> (4 * (row % 2)) & 15);
             predict::<H>(&self.coder.channels, below, uppers);
             locate::<H, LONGEST>(&self.coder.channels.half_octaves, step, uppers, contexts, origins);
         }
-        mids::unpack(self.raws, H::RAW, values.start, raws);
+        mids::unpack(kernel, self.raws, H::RAW, values.start, raws);
         let first = self.shape.segments.segment_of(values.start);
         self.read_symbols(first, contexts);
         restore::<H>(contexts, raws, origins, out);
@@ -149,7 +149,7 @@ impl<'a> Parsed<'a> {
         let (period, longest) = (self.shape.segments.period(), self.shape.segments.longest());
         let places = places.chunks_mut(period).flat_map(|period| period.chunks_mut(longest));
         let lanes = (first..).zip(places);
-        let mut lanes = lanes.map(|(segment, places)| Lane { at: 8 * self.index.bits_before(segment), places });
+        let mut lanes = lanes.map(|(segment, places)| Lane { at: 8 * self.index.length_before(segment), places });
         while let Some(lane) = lanes.next() {
             let [second, third, fourth] = [lanes.next(), lanes.next(), lanes.next()].map(Option::unwrap_or_default);
             read_codes(self.coder.table(), self.codes, [lane, second, third, fourth]);

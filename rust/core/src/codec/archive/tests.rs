@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::super::tests::Noise;
+use super::super::tests::{Noise, index_by_the_book};
 use super::super::zstd::Scratch;
 use super::super::{Codec, Coded, Encoding, Kernel, Model, Rows, decode_with};
 use super::*;
@@ -141,21 +141,10 @@ fn fields_by_the_book(stored: &[u8], [values, width, raw]: [usize; 3]) -> (&[u8]
     let (flags, mut rest) = (stored[0], &stored[1..]);
     let steps = rest.split_off(..(values / width).div_ceil(2)).unwrap();
     let raws = rest.split_off(..(values * raw).div_ceil(8)).unwrap();
-    let size = if flags & 2 != 0 { 2 } else { 1 };
-    let base = bits(rest.split_off(..2).unwrap(), 0, 16);
-    let count = segments_by_the_book(values, width).len();
-    let numbers = rest.split_off(..count * size).unwrap();
-    let lengths: Vec<_> = (0..count).map(|segment| base + bits(numbers, 8 * size * segment, 8 * size)).collect();
-    if flags & 4 != 0 {
-        let marks = rest.split_off(..count.div_ceil(8)).unwrap();
-        rest.split_off(..size * bits_set(marks)).unwrap();
-    }
+    let index = index_by_the_book(&mut rest, flags, segments_by_the_book(values, width).len());
+    let lengths: Vec<_> = index.iter().map(|segment| segment.0).collect();
     let codes = rest.split_off(..lengths.iter().sum::<usize>()).unwrap();
     (steps, raws, lengths, codes, rest)
-}
-
-fn bits_set(bytes: &[u8]) -> usize {
-    bytes.iter().map(|byte| byte.count_ones() as usize).sum()
 }
 
 /// A decoder written from the text, a value at a time.

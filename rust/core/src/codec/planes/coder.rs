@@ -2,18 +2,23 @@
 
 use std::sync::OnceLock;
 
-use super::super::classes::{CLASSES, Code, Table};
+use super::super::classes::{self, CLASSES, Code, Lengths, Table};
 use super::super::float::Float;
 use super::super::kernel::Kernel;
 use super::super::model::SAMPLE_SHARE;
 use super::super::prefix::{pack_lengths, unpack_lengths};
-use super::super::segments::{Piece, SEGMENT, Segments};
-use super::super::words::{Apart, ESCAPE, Parts, ZERO, classify, split};
+use super::super::segments::{SEGMENT, Segments};
+use super::super::words::{Apart, Parts, ZERO, classify, split};
 use super::super::{Encoding, Fitted, Model, Rows, malformed};
 use crate::error::Result;
 
 /// Fewest rows that a bias for each channel is learned from: below them a channel's mean follows its few values.
 const MIN_SAMPLE_ROWS: usize = 32;
+/// How far a bias is moved at once from where it is, and how often, to where its channel costs least.
+const NEARBY: u8 = 3;
+const MOVES: usize = 3;
+/// Bits of a symbol that stands elsewhere, beside its code.
+const ESCAPE_BITS: u64 = 8;
 /// Codes that lose more than this part of all bits to an ideal one are not used.
 const WORTH: f64 = 64.0;
 /// Bytes of the code's lengths.
@@ -42,6 +47,9 @@ impl Coder {
         let (lengths, biases) = bytes.split_at_checked(LENGTH_BYTES).ok_or_else(|| malformed("a code is cut short"))?;
         let lengths = unpack_lengths(lengths).try_into().unwrap_or([0; CLASSES]);
         let code = Code::new(lengths).ok_or_else(|| malformed("the lengths of a code do not make one"))?;
+        if biases.is_empty() {
+            return Err(malformed("a code without biases"));
+        }
         let is_uniform = biases.len() == 1;
         let row_values = biases.len();
         let biases = if is_uniform { biases.repeat(SEGMENT) } else { Segments::tile(row_values, biases) };
@@ -49,13 +57,13 @@ impl Coder {
     }
 
     /// The coder that is best for these symbols among those with one bias, and its bytes; `None` where so few classes are
-    /// too few, by what they cost beside `kept_bits` a value that stay as they are.
+    /// too few.
     pub(super) fn own(parts: Parts, symbols: &[u8], mids: &[u8]) -> Option<(Self, Vec<u8>)> {
         let learned = Learned::uniform(&histogram(symbols.iter().copied()))?;
         if learned.loses(parts, symbols, mids) {
             return None;
         }
-        let bytes = bytes_of(&learned, None);
+        let bytes = learned.bytes();
         Some((Self::read(&bytes).ok()?, bytes))
     }
 
@@ -75,38 +83,106 @@ impl Coder {
         self.biases.get(first..).unwrap_or_default()
     }
 
+    /// The biases of the channels of a row; or all the same, for some values.
+    fn biases_of_row(&self) -> &[u8] {
+        if self.is_uniform { &self.biases } else { self.biases.get(..self.row_values).unwrap_or_default() }
+    }
+
     pub(super) fn table(&self) -> &Table {
         self.table.get_or_init(|| Table::new(&self.code))
     }
 }
 
-/// A window of classes, the code for it, and what both cost.
+/// Biases, of the channels or one for all, the code for them, and what a sample costs with both.
 struct Learned {
-    start: u8,
-    code: Code,
+    biases: Vec<u8>,
+    lengths: Lengths,
     bits: u64,
 }
 
 impl Learned {
-    /// Of symbols, or of residuals, that occur so often; `zeros` of them have symbol 0.
-    fn of(histogram: &Histogram, zeros: u64) -> Option<Self> {
-        let at = |index: usize| histogram.get(index % histogram.len()).copied().unwrap_or(0);
+    /// The best window of classes for residuals from `means` that occur so often, and for so many zeros.
+    fn of(means: &[u8], residuals: &Histogram, zeros: u64) -> Option<Self> {
+        let at = |index: usize| residuals.get(index % residuals.len()).copied().unwrap_or(0);
         let within = |start: usize| (0..usize::from(ZERO)).map(|class| at(start + class)).sum::<u64>();
-        // The first of the best: `max_by_key` would take the last.
-        let start = (0..histogram.len()).rev().max_by_key(|&start| within(start))?;
-        let mut counts = [0; CLASSES];
-        for (class, count) in counts.iter_mut().take(usize::from(ZERO)).enumerate() {
-            *count = at(start + class);
-        }
-        let escapes = histogram.iter().sum::<u64>() - within(start);
-        for (class, count) in [(ZERO, zeros), (ESCAPE, escapes)] {
-            if let Some(place) = counts.get_mut(usize::from(class)) {
-                *place = count;
+        let all = residuals.iter().sum::<u64>();
+        let fullest = (0..residuals.len()).rev().max_by_key(|&start| within(start))?;
+        // Others near it may have a cheaper code: lengths are whole bits, and fit one better than another.
+        let costs = (0..=2 * NEARBY).filter_map(|by| {
+            let start = (fullest + residuals.len() + usize::from(by) - usize::from(NEARBY)) % residuals.len();
+            let mut counts = [0; CLASSES];
+            let [classes @ .., zero, escape] = &mut counts;
+            classes.iter_mut().enumerate().for_each(|(class, count)| *count = at(start + class));
+            (*zero, *escape) = (zeros, all - within(start));
+            let lengths = classes::fit(&counts)?;
+            Some((start, lengths, cost(&lengths, &counts)))
+        });
+        let (start, lengths, bits) = costs.min_by_key(|&(_, _, bits)| bits)?;
+        let start = u8::try_from(start).unwrap_or(0);
+        Some(Self { biases: means.iter().map(|mean| mean.wrapping_add(start)).collect(), lengths, bits })
+    }
+
+    /// With one bias.
+    fn uniform(symbols: &Histogram) -> Option<Self> {
+        let mut symbols = *symbols;
+        let [zeros, ..] = &mut symbols;
+        let zeros = std::mem::take(zeros);
+        Self::of(&[0], &symbols, zeros)
+    }
+
+    /// With a bias for each channel of a sample: at first its mean, then moved to where the code makes it cost less.
+    fn each(means: &[u8], symbols: &[u8]) -> Option<Self> {
+        let (mut residuals, mut zeros) = ([0; 256], 0);
+        for row in symbols.chunks_exact(means.len()) {
+            for (&symbol, &mean) in row.iter().zip(means) {
+                match residuals.get_mut(usize::from(symbol.wrapping_sub(mean))) {
+                    Some(count) if symbol != 0 => *count += 1,
+                    _ => zeros += 1,
+                }
             }
         }
-        let code = Code::fit(&counts)?;
-        let bits = code.bits(&counts) + 8 * escapes;
-        Some(Self { start: u8::try_from(start).unwrap_or(0), code, bits })
+        let mut best = Self::of(means, &residuals, zeros)?;
+        for _ in 0..MOVES {
+            let biases = best.moved(symbols);
+            let counts = count(&biases, symbols)?;
+            let lengths = classes::fit(&counts)?;
+            let bits = cost(&lengths, &counts);
+            if bits >= best.bits {
+                break;
+            }
+            best = Self { biases, lengths, bits };
+        }
+        Some(best)
+    }
+
+    /// Of each channel the nearby bias with which its values cost least.
+    fn moved(&self, symbols: &[u8]) -> Vec<u8> {
+        let [.., escape] = self.lengths;
+        let mut prices = [u64::from(escape) + ESCAPE_BITS; 256];
+        for (price, &length) in prices.iter_mut().zip(&self.lengths).take(usize::from(ZERO)) {
+            *price = u64::from(length);
+        }
+        let price = |residual: u8| prices.get(usize::from(residual)).copied().unwrap_or(0);
+        let mut costs = vec![[0_u64; 2 * NEARBY as usize + 1]; self.biases.len()];
+        for row in symbols.chunks_exact(self.biases.len()) {
+            for ((&symbol, &bias), costs) in row.iter().zip(&self.biases).zip(&mut costs) {
+                if symbol != 0 {
+                    let lowest = symbol.wrapping_sub(bias).wrapping_add(NEARBY);
+                    (0..).zip(costs).for_each(|(by, cost)| *cost += price(lowest.wrapping_sub(by)));
+                }
+            }
+        }
+        // Of equal ones, the nearest.
+        let order = |by: u8, cost: u64| (cost, by.abs_diff(NEARBY));
+        let best =
+            |costs: &[u64]| (0..).zip(costs).min_by_key(|&(by, &cost)| order(by, cost)).map_or(NEARBY, |(by, _)| by);
+        let moved = self.biases.iter().zip(&costs);
+        moved.map(|(bias, costs)| bias.wrapping_add(best(costs)).wrapping_sub(NEARBY)).collect()
+    }
+
+    /// As it is stored.
+    fn bytes(&self) -> Vec<u8> {
+        [&pack_lengths(&self.lengths)[..], &self.biases].concat()
     }
 
     /// Whether the highest bytes of values would be much smaller with an ideal code of them all.
@@ -121,19 +197,28 @@ impl Learned {
         let lost = (self.bits + u64::from(parts.mid) * values) as f64 - ideal;
         lost * WORTH > (self.bits + parts.kept_bits() * values) as f64
     }
-
-    fn uniform(symbols: &Histogram) -> Option<Self> {
-        let mut symbols = *symbols;
-        let [zeros, ..] = &mut symbols;
-        let zeros = std::mem::take(zeros);
-        Self::of(&symbols, zeros)
-    }
 }
 
-fn bytes_of(learned: &Learned, means: Option<&[u8]>) -> Vec<u8> {
-    let mut bytes = pack_lengths(&learned.code.lengths);
-    bytes.extend(means.unwrap_or(&[0]).iter().map(|mean| mean.wrapping_add(learned.start)));
-    bytes
+/// Bits of classes that occur so often, escapes included.
+fn cost(lengths: &Lengths, counts: &[u64; CLASSES]) -> u64 {
+    let [.., escapes] = counts;
+    let codes = counts.iter().zip(lengths).map(|(&count, &length)| count * u64::from(length)).sum::<u64>();
+    codes + ESCAPE_BITS * escapes
+}
+
+/// How often each class occurs in rows of channels with these biases.
+fn count(biases: &[u8], symbols: &[u8]) -> Option<[u64; CLASSES]> {
+    let mut counts = [0; CLASSES];
+    let mut classes = vec![0; biases.len()];
+    let kernel = Kernel::detect();
+    for row in symbols.chunks(biases.len()) {
+        let classes = classes.get_mut(..row.len())?;
+        classify(kernel, row, biases, classes);
+        for &class in &*classes {
+            *counts.get_mut(usize::from(class))? += 1;
+        }
+    }
+    Some(counts)
 }
 
 fn histogram(bytes: impl Iterator<Item = u8>) -> Histogram {
@@ -160,48 +245,26 @@ pub(in super::super) fn fit(sample: Rows<'_>) -> Option<Fitted> {
     let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
     let (symbols, mids) = parts_of(parts, sample.bytes);
     let uniform = Learned::uniform(&histogram(symbols.iter().copied()))?;
-    let means = means(Float::of(sample.dtype)?, parts, channels, &symbols);
-    let mut residuals = [0; 256];
-    let mut zeros = 0;
-    for row in symbols.chunks_exact(channels) {
-        for (&symbol, &mean) in row.iter().zip(&means) {
-            match residuals.get_mut(usize::from(symbol.wrapping_sub(mean))) {
-                Some(count) if symbol != 0 => *count += 1,
-                _ => zeros += 1,
-            }
-        }
-    }
-    let each = Learned::of(&residuals, zeros)?;
-    let saved_bytes = (uniform.bits as f64 - each.bits as f64) / 8.0;
-    let enough = symbols.len() / channels >= MIN_SAMPLE_ROWS;
-    let (best, means) = if enough && saved_bytes * SAMPLE_SHARE > channels as f64 {
-        (each, Some(means.as_slice()))
-    } else {
-        (uniform, None)
-    };
+    let enough = channels > 1 && symbols.len() / channels >= MIN_SAMPLE_ROWS;
+    let float = Float::of(sample.dtype).filter(|_| enough);
+    let means = float.map(|float| means(float, parts, channels, &symbols));
+    let each = means.and_then(|means| Learned::each(&means, &symbols)).filter(|each| {
+        let saved_bytes = (uniform.bits as f64 - each.bits as f64) / 8.0;
+        saved_bytes * SAMPLE_SHARE > channels as f64
+    });
+    let best = each.unwrap_or(uniform);
     let bits = best.bits + parts.kept_bits() * symbols.len() as u64;
-    let model = Model::of(Encoding::Planes, &bytes_of(&best, means));
+    let model = Model::of(Encoding::Planes, &best.bytes());
     (!best.loses(parts, &symbols, &mids)).then_some(Fitted { model, bits })
 }
 
 /// Bits of a sample's symbols with a coder that was fitted to another.
 pub(in super::super) fn bits(sample: Rows<'_>, coder: &Coder) -> Option<u64> {
     let parts = Parts::of(sample.dtype)?;
-    let channels = usize::try_from(sample.row_values).ok().filter(|&channels| channels > 0)?;
+    usize::try_from(sample.row_values).ok().filter(|&channels| coder.fits(channels))?;
     let (symbols, _) = parts_of(parts, sample.bytes);
-    let segments = Segments::new(symbols.len(), channels);
-    let mut classes = [0; SEGMENT];
-    let mut counts = [0; CLASSES];
-    for Piece { values, channel } in segments.pieces(0..segments.count()) {
-        let symbols = symbols.get(values)?;
-        let classes = classes.get_mut(..symbols.len())?;
-        classify(Kernel::detect(), symbols, coder.biases(channel), classes);
-        for &class in &*classes {
-            *counts.get_mut(usize::from(class))? += 1;
-        }
-    }
-    let [.., escapes] = counts;
-    Some(coder.code.bits(&counts) + 8 * escapes + parts.kept_bits() * symbols.len() as u64)
+    let counts = count(coder.biases_of_row(), &symbols)?;
+    Some(cost(&coder.code.lengths, &counts) + parts.kept_bits() * symbols.len() as u64)
 }
 
 /// Symbols and mid bits.

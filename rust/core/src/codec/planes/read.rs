@@ -5,10 +5,10 @@ use std::ops::Range;
 use ::zstd::zstd_safe::DCtx;
 
 use super::super::classes::{Decoded, Lane, PLACES, SLACK};
-use super::super::index::{ESCAPES, Fields, Index, WIDE};
+use super::super::index::{ESCAPES, Fields, Index};
 use super::super::kernel::Kernel;
 use super::super::segments::{Piece, SEGMENT, Segments};
-use super::super::words::{Lows, add_mids, each_escape, join, symbols};
+use super::super::words::{Lows, add_mids, each_escape, join, join_classes, symbols};
 use super::super::zstd::{self, Scratch, room};
 use super::super::{Coded, Model, malformed, mids};
 use super::coder::OWN_BYTES;
@@ -52,6 +52,17 @@ struct Wanted<'a> {
     out: &'a mut [u8],
 }
 
+impl Wanted<'_> {
+    /// Those that are in a segment of `all`: which, how many of the segment's come before, and their room, `width` bytes each.
+    #[inline(always)]
+    fn within(&mut self, all: &Range<usize>, width: usize) -> (Range<usize>, usize, &mut [u8]) {
+        let here = all.start.max(self.values.start)..all.end.min(self.values.end);
+        let (skipped, at) = (here.start - all.start, here.start - self.values.start);
+        let out = self.out.get_mut(at * width..(at + here.len()) * width).unwrap_or_default();
+        (here, skipped, out)
+    }
+}
+
 /// A frame in its parts, every length checked.
 struct Parsed<'a> {
     shape: Shape,
@@ -85,7 +96,7 @@ impl<'a> Parsed<'a> {
         let &[flags, packed] = fields.array()?;
         // Of a plane of tops the symbols are no part by themselves.
         let shape = if flags == PLANE { shape.with_tops() } else { shape };
-        let known = flags == PLANE || flags & !(OWN | WIDE | ESCAPES) == 0;
+        let known = flags == PLANE || flags & !(OWN | ESCAPES) == 0;
         if !known || packed >> shape.parts.lows() != 0 {
             return Err(malformed(format!("a frame of planes with flags `{flags}` and `{packed}`")));
         }
@@ -139,9 +150,7 @@ impl<'a> Parsed<'a> {
             for mut start in starts.into_iter().take(group / each) {
                 for (piece, escapes) in pieces.by_ref().zip(escapes.by_ref()).take(each) {
                     let classes = classes.get(start..start + piece.values.len()).unwrap_or_default();
-                    let symbols = symbols.get_mut(..classes.len()).unwrap_or_default();
-                    codes.symbols(kernel, (piece.channel, escapes), classes, symbols)?;
-                    self.join(kernel, &piece.values, symbols, &mut wanted);
+                    self.put(kernel, (codes, piece, escapes), classes, symbols, &mut wanted)?;
                     start += classes.len();
                 }
             }
@@ -150,11 +159,35 @@ impl<'a> Parsed<'a> {
         Ok(())
     }
 
+    /// Puts what is wanted of a segment's values where it belongs.
+    #[inline(always)]
+    fn put(
+        &self,
+        kernel: Kernel,
+        (codes, piece, escapes): (&Codes<'_>, Piece, Option<usize>),
+        classes: &[u8],
+        symbols: &mut [u8],
+        wanted: &mut Wanted<'_>,
+    ) -> Result<()> {
+        // Two bytes, no mid bits, and none stands elsewhere: the usual case has a shorter way.
+        if let (2, 0, None) = (self.shape.parts.width, self.shape.parts.mid, escapes) {
+            let [low, ..] = self.lows;
+            let (here, skipped, out) = wanted.within(&piece.values, 2);
+            let classes = classes.get(skipped..skipped + here.len()).unwrap_or_default();
+            let (biases, low) = (codes.coder.biases(piece.channel + skipped), low.get(here).unwrap_or_default());
+            join_classes(kernel, classes, biases, low, out.as_chunks_mut().0);
+            return Ok(());
+        }
+        let symbols = symbols.get_mut(..classes.len()).unwrap_or_default();
+        codes.symbols(kernel, (piece.channel, escapes), classes, symbols)?;
+        self.join(kernel, &piece.values, symbols, wanted);
+        Ok(())
+    }
+
     /// Puts together what is wanted of a segment's values.
     fn join(&self, kernel: Kernel, all: &Range<usize>, symbols: &[u8], wanted: &mut Wanted<'_>) {
         let parts = self.shape.parts;
-        let here = all.start.max(wanted.values.start)..all.end.min(wanted.values.end);
-        let (skipped, at) = (here.start - all.start, here.start - wanted.values.start);
+        let (here, skipped, out) = wanted.within(all, parts.width);
         let symbols = symbols.get(skipped..skipped + here.len()).unwrap_or_default();
         let mut tops;
         let tops = if parts.mid == 0 {
@@ -162,7 +195,7 @@ impl<'a> Parsed<'a> {
         } else {
             tops = [0; SEGMENT];
             let tops = tops.get_mut(..symbols.len()).unwrap_or_default();
-            mids::unpack(self.mids, parts.mid, here.start, tops);
+            mids::unpack(kernel, self.mids, parts.mid, here.start, tops);
             add_mids(parts, symbols, tops);
             tops
         };
@@ -170,7 +203,6 @@ impl<'a> Parsed<'a> {
         for (mine, low) in lows.iter_mut().zip(self.lows).take(parts.lows()) {
             *mine = low.get(here.clone()).unwrap_or_default();
         }
-        let out = wanted.out.get_mut(at * parts.width..(at + here.len()) * parts.width).unwrap_or_default();
         join(kernel, tops, &lows, out);
     }
 }
@@ -192,7 +224,7 @@ impl<'a> Codes<'a> {
         let index = Index::read(flags, segments, &mut fields)?;
         let bits = fields.0.len().checked_sub(index.all_escapes());
         let bits = fields.take(bits.ok_or_else(|| malformed("a frame is cut short"))?)?;
-        if bits.len() != index.bits_before(segments).div_ceil(8) {
+        if bits.len() != index.length_before(segments).div_ceil(8) {
             return Err(malformed("the codes of a frame are not as long as its index says"));
         }
         Ok(Self { coder, index, bits, escapes: fields.0 })
@@ -211,7 +243,7 @@ impl<'a> Codes<'a> {
             let first = (group.start + number * each).min(group.end);
             let due = segments.start((first + each).min(group.end)) - segments.start(first);
             let place = number * stride;
-            Lane { at: self.index.bits_before(first), place, end: place + due }
+            Lane { at: self.index.length_before(first), place, end: place + due }
         };
         let table = self.coder.table();
         if group.len() == 1 {

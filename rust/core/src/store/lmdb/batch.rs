@@ -43,7 +43,7 @@ impl Batch {
         let bytes = |change: &Change| match change {
             Change::Delete { .. } => PAGES_OF_A_VALUE,
             Change::Put { entry, record } => {
-                let models: usize = entry.models.iter().map(|model| 2 * model.bytes().len()).sum();
+                let models: usize = entry.models.iter().map(|model| 2 * model.stored().len()).sum();
                 let values = (3 + entry.chunks.len() + 2 * entry.models.len()) as u64;
                 entry.stored_bytes() + (record.len() + models) as u64 + values * PAGES_OF_A_VALUE
             }
@@ -152,13 +152,13 @@ impl Applying<'_, '_> {
             let key = model_key(&model.id(), copy);
             let stored = self.view().unchecked_value(self.tables.models, &key, RecordType::Model, copy.into());
             let present = match stored {
-                Ok(stored) => stored.is_some_and(|bytes| bytes.len() == model.bytes().len()),
+                Ok(stored) => stored.is_some_and(|bytes| bytes.len() == model.stored().len()),
                 // A damaged copy is written again.
                 Err(Failure::Ours(_)) => false,
                 Err(failure) => return Err(failure),
             };
             if !present {
-                self.value(self.tables.models, &key, (RecordType::Model, copy.into()), model.bytes())?;
+                self.value(self.tables.models, &key, (RecordType::Model, copy.into()), model.stored())?;
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::entry::ContentId;
 use crate::error::{Error, Result};
 use crate::format::lmdb::{ChunkKey, IndexRow, PIECE_BYTES, model_key, number_key};
 use crate::format::{EntryHeader, EntryRecord, RecordType, malformed, size};
-use crate::store::{Stored, gone};
+use crate::store::{Chunk, Stored, gone};
 
 /// What the handle of a store and its entries have in common.
 pub(super) struct Shared {
@@ -54,13 +54,10 @@ fn read_model(view: &View<'_>, id: &ModelId) -> Result<Model, Failure> {
     let mut failed = malformed("frames name a model that the store does not have");
     for copy in 0..MODEL_COPIES {
         match view.value(view.tables.models, &model_key(id, copy), RecordType::Model, copy.into()) {
-            Ok(Some(bytes)) => {
-                let model = Model::new(bytes.to_vec());
-                if model.id() == *id {
-                    return Ok(model);
-                }
-                failed = malformed("a model is not the one it is said to be");
-            }
+            Ok(Some(bytes)) => match Model::read(bytes, id) {
+                Ok(model) => return Ok(model),
+                Err(error) => failed = error,
+            },
             Ok(None) => {}
             Err(Failure::Ours(error)) => failed = error,
             Err(failure) => return Err(failure),
@@ -98,16 +95,10 @@ impl LmdbEntry {
         })
     }
 
-    fn piece<'t>(&self, view: &View<'t>, activation: u32, piece: u32) -> Result<&'t [u8], Failure> {
-        let key = ChunkKey { id: self.id, activation, piece }.encode();
-        let bytes = view.unchecked_value(view.tables.chunks, &key, RecordType::Data, self.id)?;
-        match bytes {
-            Some(bytes) => Ok(bytes),
-            None if view.tables.entries.get(view.txn, &number_key(self.id))?.is_some() => {
-                Err(malformed("a piece of its chunk is missing").into())
-            }
-            None => Err(gone(self.header.document.key()).into()),
-        }
+    fn chunk_at(&self, index: usize) -> Option<LmdbChunk> {
+        self.header.activations.get(index)?;
+        let (activation, key) = (u32::try_from(index).ok()?, self.header.document.key().into());
+        Some(LmdbChunk { shared: self.shared.clone(), key, id: self.id, activation })
     }
 }
 
@@ -131,7 +122,6 @@ impl Stored for LmdbEntry {
         self.content_id
     }
 
-    /// Only the headers of values are checked here: every frame has a checksum of its own, which its reader checks.
     fn with_bytes(
         &self,
         index: usize,
@@ -139,13 +129,50 @@ impl Stored for LmdbEntry {
         length: usize,
         f: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let activation = u32::try_from(index).map_err(|_| malformed("an entry has no such activation"))?;
+        let chunk = self.chunk_at(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+        chunk.with_bytes(start, length, f)
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        self.shared.model(id)
+    }
+
+    fn chunk(&self, index: usize) -> Option<Arc<dyn Chunk>> {
+        self.chunk_at(index).map(|chunk| Arc::new(chunk) as Arc<dyn Chunk>)
+    }
+}
+
+/// The pieces of one activation.
+struct LmdbChunk {
+    shared: Arc<Shared>,
+    key: Box<str>,
+    id: u64,
+    activation: u32,
+}
+
+impl LmdbChunk {
+    fn piece<'t>(&self, view: &View<'t>, piece: u32) -> Result<&'t [u8], Failure> {
+        let key = ChunkKey { id: self.id, activation: self.activation, piece }.encode();
+        let bytes = view.unchecked_value(view.tables.chunks, &key, RecordType::Data, self.id)?;
+        match bytes {
+            Some(bytes) => Ok(bytes),
+            None if view.tables.entries.get(view.txn, &number_key(self.id))?.is_some() => {
+                Err(malformed("a piece of its chunk is missing").into())
+            }
+            None => Err(gone(&self.key).into()),
+        }
+    }
+}
+
+impl Chunk for LmdbChunk {
+    /// Only the headers of values are checked here: every frame has a checksum of its own, which its reader checks.
+    fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let end = size(start)?.checked_add(length).ok_or_else(beyond)?;
         let (mut piece, mut from) = (size(start)? / PIECE_BYTES, size(start)? % PIECE_BYTES);
         let piece_at = |piece: usize| u32::try_from(piece).map_err(|_| beyond());
         if from + length <= PIECE_BYTES {
             return self.shared.read(|view| {
-                let bytes = self.piece(view, activation, piece_at(piece)?)?;
+                let bytes = self.piece(view, piece_at(piece)?)?;
                 Ok(f(bytes.get(from..from + length).ok_or_else(beyond)?)?)
             });
         }
@@ -153,7 +180,7 @@ impl Stored for LmdbEntry {
             assembled.clear();
             let result = self.shared.read(|view| {
                 while piece * PIECE_BYTES < end {
-                    let bytes = self.piece(view, activation, piece_at(piece)?)?;
+                    let bytes = self.piece(view, piece_at(piece)?)?;
                     let to = PIECE_BYTES.min(end - piece * PIECE_BYTES);
                     assembled.extend_from_slice(bytes.get(from..to).ok_or_else(beyond)?);
                     (piece, from) = (piece + 1, 0);
@@ -166,9 +193,5 @@ impl Stored for LmdbEntry {
             }
             result
         })
-    }
-
-    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
-        self.shared.model(id)
     }
 }

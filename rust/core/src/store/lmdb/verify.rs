@@ -161,8 +161,9 @@ fn check_model(view: &View<'_>, key: &[u8], value: &[u8]) -> Result<(), Failure>
     let (id, copy) = model_of_key(key)?;
     let check = || -> Result<(), Failure> {
         let bytes = checked_value(value, RecordType::Model, copy.into(), view.store)?;
-        if copy >= MODEL_COPIES || Model::new(bytes.to_vec()).id() != id {
-            return Err(malformed("it is not the one it is said to be").into());
+        Model::read(bytes, &id)?;
+        if copy >= MODEL_COPIES {
+            return Err(malformed("there are no such copies").into());
         }
         for other in 0..MODEL_COPIES {
             if view.tables.models.get(view.txn, &model_key(&id, other))?.is_none() {

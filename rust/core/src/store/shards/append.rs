@@ -212,8 +212,8 @@ impl ShardWriter {
             if self.written_models.insert(model.id()) {
                 let model: &Model = model;
                 let offsets = [
-                    self.append(RecordType::Model, &[model.bytes()])?,
-                    self.append(RecordType::Model, &[model.bytes()])?,
+                    self.append(RecordType::Model, &[model.stored()])?,
+                    self.append(RecordType::Model, &[model.stored()])?,
                 ];
                 places.push(ModelPlace { id: model.id(), offsets });
             }

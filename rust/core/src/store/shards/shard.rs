@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::super::Stored;
+use super::super::{Chunk, Stored};
 use super::scan::{Found, Group, View, named, payload_of, scan};
 use super::{Scan, shard_path};
 use crate::codec::{Model, ModelId};
@@ -105,8 +105,7 @@ impl Shard {
     }
 
     fn read_model(&self, offset: u64, id: &ModelId) -> Result<Arc<Model>> {
-        let model = Model::new(self.read_record(offset, RecordType::Model)?);
-        if model.id() == *id { Ok(Arc::new(model)) } else { Err(malformed("a model is not the one it is said to be")) }
+        Model::read(&self.read_record(offset, RecordType::Model)?, id).map(Arc::new)
     }
 
     fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
@@ -179,19 +178,45 @@ impl Stored for ShardEntry {
         length: usize,
         f: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let base = self.offsets.get(index).copied().ok_or_else(|| malformed("an entry has no such activation"))?;
-        let offset = base.checked_add(start).ok_or_else(|| malformed("a chunk lies beyond any file"))?;
+        let chunk = self.chunk_at(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+        chunk.with_bytes(start, length, f)
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        self.located.shard.model(id)
+    }
+
+    fn chunk(&self, index: usize) -> Option<Arc<dyn Chunk>> {
+        self.chunk_at(index).map(|chunk| Arc::new(chunk) as Arc<dyn Chunk>)
+    }
+}
+
+impl ShardEntry {
+    fn chunk_at(&self, index: usize) -> Option<ShardChunk> {
+        self.offsets.get(index).map(|&offset| ShardChunk { shard: self.located.shard.clone(), offset })
+    }
+}
+
+/// The frames of one activation in a shard.
+struct ShardChunk {
+    shard: Arc<Shard>,
+    offset: u64,
+}
+
+impl Chunk for ShardChunk {
+    fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let offset = self.offset.checked_add(start).ok_or_else(|| malformed("a chunk lies beyond any file"))?;
         STORED.with_borrow_mut(|bytes| {
-            bytes.resize(length, 0);
-            let result = self.located.shard.file.read_at(offset, bytes).and_then(|()| f(bytes));
+            // Never made shorter: to lengthen it again would write zeros for nothing.
+            if bytes.len() < length {
+                bytes.resize(length, 0);
+            }
+            let mine = bytes.get_mut(..length).unwrap_or_default();
+            let result = self.shard.file.read_at(offset, mine).and_then(|()| f(mine));
             if bytes.capacity() > KEPT_BYTES {
                 *bytes = Vec::new();
             }
             result
         })
-    }
-
-    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
-        self.located.shard.model(id)
     }
 }

@@ -1,0 +1,122 @@
+"""Token vectors: the rows of one hook point of many entries, by key and position or batch by batch."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+from actstore import arrays
+from actstore.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import SupportsIndex
+
+    import torch
+    from numpy.typing import NDArray
+
+    from actstore import _core
+
+    IndicesLike = SupportsIndex | Sequence[int] | NDArray[Any] | torch.Tensor
+
+__all__ = ["TokenBatch", "gather", "tokens"]
+
+
+class TokenBatch:
+    """Token vectors of one hook point, and which tokens they belong to: row j is that of token `positions[j]` of entry
+    `keys[j]`.
+    """
+
+    __slots__ = ("_core", "_entries", "activations", "positions")
+
+    def __init__(self, core: _core.Tokens, activations: Any, entries: NDArray[Any], positions: NDArray[Any]) -> None:
+        self._core = core
+        self._entries = entries
+        self.activations = activations
+        """Tensor [batch, d] of the stored dtype, on the CPU: torch where torch is installed, else NumPy."""
+        self.positions = positions
+        """Array [batch] of int64: positions in the `token_ids` of their entries, or numbers of rows where an entry does
+        not tie rows to tokens."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each row's entry."""
+        return self._core.keys(self._entries.data)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __repr__(self) -> str:
+        return f"TokenBatch({len(self):,} x {self.activations.shape[1]:,})"
+
+
+def tokens(
+    core: _core.Store, point: str, positions: str | list[int], batch_size: int, seed: int | None
+) -> Iterator[TokenBatch]:
+    """The batches of `Store.tokens`; one is read while the one before is used."""
+    planned = core.tokens(point, positions, seed)
+    vectors = planned.vectors()
+    if vectors is None:
+        return
+    starts = range(0, len(planned), batch_size)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="actstore-tokens") as thread:
+        upcoming = thread.submit(_read, planned, vectors, 0, batch_size)
+        for start in starts[1:]:
+            batch = upcoming.result()
+            upcoming = thread.submit(_read, planned, vectors, start, batch_size)
+            yield batch
+            # The consumer alone decides how long a batch lives.
+            del batch
+        yield upcoming.result()
+
+
+def _read(planned: _core.Tokens, vectors: tuple[str, int, int], start: int, batch_size: int) -> TokenBatch:
+    import numpy as np
+
+    dtype, width, size = vectors
+    count = min(batch_size, len(planned) - start)
+    data = arrays.allocate(count * size)
+    entries, positions = np.empty(count, np.uint32), np.empty(count, np.int64)
+    planned.read(start, data.data, entries.data, positions.data)
+    return TokenBatch(planned, arrays.as_array(data, dtype, [count, width]), entries, positions)
+
+
+def gather(core: _core.Store, point: str, keys: Iterable[str], positions: IndicesLike) -> Any:
+    """The array of `Store.gather`."""
+    names = _names(keys)
+    found = core.gather(point, names, _indices(positions, len(names)).data)
+    dtype, width, size = found.vectors()
+    data = arrays.allocate(len(names) * size)
+    found.read(data.data)
+    return arrays.as_array(data, dtype, [len(names), width])
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    if isinstance(keys, str):
+        message = f"`keys` is the string `{keys}`; give a sequence of keys, one for each vector"
+        raise InvalidInputError("invalid_key", message)
+    names = list(keys)
+    for name in cast("list[object]", names):
+        if not isinstance(name, str):
+            raise InvalidInputError(
+                "invalid_key", f"`{name!r}` among `keys` is a `{type(name).__name__}`, not a string"
+            )
+    return names
+
+
+def _indices(positions: IndicesLike, count: int) -> NDArray[Any]:
+    """`positions` as int64, one for each of `count` keys; a single one is that of all."""
+    import numpy as np
+
+    try:
+        given = np.asarray(positions)
+        # NumPy has an empty sequence be of floats.
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise TypeError
+        whole = given.astype(np.int64)
+        if given.ndim > 1 or (whole != given).any():
+            raise TypeError
+    except (TypeError, ValueError):
+        message = f"`positions` is `{positions!r}`; an int, or as many ints as keys"
+        raise InvalidInputError("unknown_position", message) from None
+    return np.full(count, whole) if whole.ndim == 0 else np.ascontiguousarray(whole)
