@@ -10,7 +10,7 @@ RUST_SOURCES := $(shell find rust/core/src rust/python/src -name '*.rs') Cargo.t
 PYTHON_SOURCES := python tests demo_model benches
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-rust test-python check format wheel bench bench-quick bench-full bench-env bench-codec fuzz clean
+.PHONY: demo test test-rust test-python check format wheel bench bench-quick bench-full bench-capture bench-env bench-codec fuzz clean
 
 demo: .stamps/installed
 	$(BIN)/actstore-cli demo
@@ -43,10 +43,14 @@ wheel: .stamps/environment
 
 bench-env: .stamps/bench-installed
 
-# Against rivals. bench: bfloat16, 20 minutes at most; bench-quick: two; bench-full: every dtype, without limit, goes on
-# where it stopped. BENCH: more options of benches/bench.py. Leave the machine alone meanwhile.
+# Against rivals. bench: bfloat16, 20 minutes at most; bench-quick: two; bench-full: every dtype, without bound, goes on
+# where it was stopped. BENCH: more options of benches/bench.py. Leave the machine alone meanwhile.
 bench bench-quick bench-full: target/bench-entries/embedded.json .stamps/bench-installed
 	$(BENCH_VENV)/bin/python benches/bench.py $(patsubst bench-%,%,$@) $(BENCH)
+
+# BENCH: more options of benches/capture.py.
+bench-capture: target/bench-entries/embedded.json .stamps/bench-installed
+	$(BENCH_VENV)/bin/python benches/capture.py $(BENCH)
 
 # BENCH: more options of benches/codec.py.
 bench-codec: target/bench-streams/index.json .stamps/installed

@@ -1,6 +1,6 @@
 """actstore against what people store activations in, in rounds that take turns; README.md says what and how.
 
-    bench.py quick|bench|full [--rounds N] [--only JOB] [--out FOLDER]
+    bench.py quick|bench|full [--rounds N] [--entries N] [--only JOB] [--out FOLDER]
 
 Writes FOLDER/MODE.md, MODE.json and a picture a run. What was interrupted goes on where it stopped.
 """
@@ -14,13 +14,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import entries
-import isolated
 import machine
 import ours
 import rivals
+from isolated import Isolated
 from jobs import Workload
 from plot import draw
 from report import markdown
@@ -28,14 +28,13 @@ from rounds import Plan, Run
 from summary import summarize
 from targets import judge
 
+if TYPE_CHECKING:
+    from rivals.rival import Rival
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
 STORES = ROOT / "target" / "bench"
 PACKAGES = ("actstore", "numpy", "torch", "matplotlib", "zipnn")
-
-
-LONGEST = 5.0
-"""Seconds that any job may take before its contestant does the first k operations alone."""
 
 
 @dataclass(frozen=True)
@@ -45,64 +44,56 @@ class Mode:
     dtypes: tuple[str, ...]
     entries: int
     rounds: int
-    read_limit: float
-    write_limit: float
+    seconds: float | None
+    """What a benchmark may take, but for loading the data and writing the report; None has no bound."""
     many_entries: int
     memory_entries: tuple[int, ...]
-    rivals_apart: bool
-    """Whether memory and syncs are those of rivals too."""
+    rivals_apart: bool = False
+    """Whether memory and syncs are those of all rivals too."""
 
 
 MODES = {
-    "quick": Mode(("bfloat16",), 60, 1, 0.05, 0.1, 20_000, (60,), rivals_apart=False),
-    "bench": Mode(("bfloat16",), 2000, 7, 0.4, 2.5, 1_000_000, (2000, 20_000), rivals_apart=False),
-    "full": Mode(
-        ("bfloat16", "float16", "float32"), 2000, 9, LONGEST, LONGEST, 1_000_000, (2000, 20_000), rivals_apart=True
-    ),
+    "quick": Mode(("bfloat16",), 60, 1, 100, 20_000, (60,)),
+    "bench": Mode(("bfloat16",), 2000, 7, 1080, 1_000_000, (2000, 20_000)),
+    "full": Mode(("bfloat16", "float16", "float32"), 2000, 9, None, 1_000_000, (2000, 20_000), rivals_apart=True),
 }
+PARTS = {"minilm": 0.5, "embedded": 0.1, "apart": 0.4}
+"""Of the seconds."""
+COMPARED = ("actstore", "actstore, raw", "py-lmdb, pickled", "py-lmdb, raw")
+"""Whose memory and syncs are measured where not everybody's are."""
 
 
-def contestants() -> tuple[list[rivals.Rival], dict[str, str]]:
-    others, absent = rivals.load()
-    return [*(one() for one in ours.OURS), *others], absent
+def part(mode: Mode, name: str) -> float | None:
+    return None if mode.seconds is None else mode.seconds * PARTS[name]
 
 
-def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[rivals.Rival]) -> list[dict[str, Any]]:
+def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival]) -> list[dict[str, Any]]:
     """MiniLM in each dtype, and the embedded model in its own."""
     found: list[dict[str, Any]] = []
     for data, dtype in [*(("minilm", dtype) for dtype in mode.dtypes), ("embedded", "bfloat16")]:
         print(f"{data}, {dtype}", flush=True)
-        work = Workload(entries.load(data, dtype, mode.entries))
-        limits = (mode.read_limit, mode.write_limit)
-        if data == "embedded" and mode.read_limit < LONGEST:
-            limits = (mode.read_limit / 4, mode.write_limit / 4)  # it is far smaller
-        plan = Plan(data, dtype, len(work.entries), chosen.rounds or mode.rounds, *limits, commit)
+        work = Workload(entries.load(data, dtype, chosen.entries or mode.entries))
+        plan = Plan(data, dtype, len(work.entries), chosen.rounds or mode.rounds, part(mode, data), commit)
         gc.collect()
         gc.freeze()  # so that collecting before each time looks at nothing that stays
         run = Run(plan, some, work, STORES / chosen.mode)
         found.append(summarize(run.go(chosen.only), some, work))
         run.clear()
+        gc.unfreeze()
     return found
 
 
-def apart(mode: Mode, some: list[rivals.Rival]) -> dict[str, Any]:
+def apart(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival]) -> dict[str, Any]:
     """What runs in processes of its own."""
-    print("processes of their own: import, open, memory", flush=True)
-    folder = STORES / "apart"
-    folder.mkdir(parents=True, exist_ok=True)
-    measured = [
-        one for one in some if one.name in ("actstore", "actstore, raw") or (mode.rivals_apart and not one.ours)
-    ]
-    few = mode.memory_entries[:1]
-    return {
-        "imports": isolated.imports(mode.rounds),
-        "open": isolated.many_entries(folder, mode.many_entries),
-        "syncs": {one.name: isolated.syncs(one, folder, "minilm", "bfloat16", mode.entries) for one in measured},
-        "memory": {
-            one.name: isolated.memory(one, folder, "minilm", "bfloat16", mode.memory_entries if one.ours else few)
-            for one in measured
-        },
-    }
+    print("processes of their own", flush=True)
+    measured = [one for one in some if one.name in COMPARED or (mode.rivals_apart and not one.ours)]
+    isolated = Isolated(STORES / chosen.mode / "apart", commit, part(mode, "apart"))
+    isolated.imports(mode.rounds)
+    isolated.open(mode.many_entries)
+    isolated.syncs(measured, mode.memory_entries[0])
+    isolated.memory(measured, mode.memory_entries[:1])
+    isolated.memory([one for one in measured if one.ours], mode.memory_entries[1:])
+    return isolated.found
 
 
 def codec_figures() -> dict[str, Any] | None:
@@ -115,6 +106,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="actstore against what people use; see README.md.")
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("--rounds", type=int, default=0, help="another number of rounds")
+    parser.add_argument("--entries", type=int, default=0, help="another number of entries")
     parser.add_argument("--only", default="", help="only jobs that have this in their name, and no others' processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -124,15 +116,14 @@ def main() -> None:
     chosen = options()
     start = time.monotonic()
     mode = MODES[chosen.mode]
-    some, absent = contestants()
-    packages = sorted({one.package for one in some if one.package} | set(PACKAGES))
-    where = machine.describe(packages)
-    document: dict[str, Any] = {"mode": chosen.mode, "machine": where, "left_out": absent, "codec": codec_figures()}
+    others, absent = rivals.load()
+    some = [*ours.load(), *others]
+    where = machine.describe(sorted({one.package for one in some if one.package} | set(PACKAGES)))
+    document: dict[str, Any] = {"mode": chosen.mode, "machine": where, "left_out": absent}
     document["runs"] = runs(mode, chosen, where["commit"], some)
-    document["isolated"] = {} if chosen.only else apart(mode, some)
-    document["targets"] = judge(document)
+    document["isolated"] = {} if chosen.only else apart(mode, chosen, where["commit"], some)
+    document["targets"] = judge(document, codec_figures())
     document["seconds"] = time.monotonic() - start
-    del document["codec"]
     write(document, chosen.mode, chosen.out)
     shutil.rmtree(STORES / chosen.mode, ignore_errors=True)
 

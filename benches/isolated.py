@@ -1,224 +1,128 @@
-"""What needs a process of its own: peak memory, syncs, import, and opening a store of very many entries.
-
-    isolated.py memory NAME write|read FOLDER DATA DTYPE ENTRIES
-    isolated.py write NAME JOB FOLDER DATA DTYPE ENTRIES
-    isolated.py open FOLDER ENTRIES
-
-Prints one JSON document. The functions below start such children.
-"""
+"""What needs processes of its own: import, the open of a huge store, syncs as the system sees them, peak memory."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from jobs import WRITES
 
-    from entries import Entry
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from rivals.rival import Rival
 
-__all__ = ["imports", "many_entries", "memory", "syncs"]
+__all__ = ["Isolated"]
 
+CHILD = Path(__file__).with_name("child.py")
+CLI = Path(sys.executable).with_name("actstore-cli")
 SYNCS = ("fsync", "fdatasync", "syncfs", "sync", "msync")
-MEMORY = "32 MiB"
-"""What ours is told that it may take."""
+DATA, DTYPE = "minilm", "bfloat16"
+OPENS = 3
+LEAST_SECONDS = 10.0
+"""With less time left nothing is begun."""
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that is no file's."""
-    with Path("/proc/self/status").open() as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+class Isolated:
+    """Measures one thing after the other within `seconds`; what was measured is saved, and not measured again."""
 
+    def __init__(self, folder: Path, commit: str, seconds: float | None) -> None:
+        self._folder, self._path = folder, folder / "state.json"
+        self._end = None if seconds is None else time.monotonic() + seconds
+        saved = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        if saved.get("commit") != commit:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            saved = {"commit": commit}
+        self.found: dict[str, Any] = saved
 
-class Peak:
-    """The most anonymous memory while the block runs, looked at every two milliseconds."""
+    def imports(self, rounds: int) -> None:
+        self._once("imports", "of actstore", lambda: self._imports(rounds))
 
-    def __enter__(self) -> Peak:
-        self.before = self.most = anonymous_bytes()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
+    def open(self, entries: int) -> None:
+        self._once("open", f"{entries:,} entries", lambda: self._open(entries))
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.002):
-            self.most = max(self.most, anonymous_bytes())
+    def syncs(self, some: Iterable[Rival], entries: int) -> None:
+        """System calls that sync, from creating to closing, in each regime. Needs strace."""
+        if tracer := shutil.which("strace"):
+            for one in some:
+                self._once("syncs", one.name, lambda one=one: self._syncs(tracer, one.name, entries))
 
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
+    def memory(self, some: Iterable[Rival], counts: Sequence[int]) -> None:
+        for one in some:
+            for count in counts:
+                self._once("memory", f"{one.name}, {count}", lambda one=one, n=count: self._memory(one.name, n))
+
+    def _once(self, what: str, of: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure, unless it was or no time is left."""
+        known = self.found.setdefault(what, {})
+        if of in known:
+            return
+        print(f"  {what}: {of}", flush=True)
+        try:
+            known[of] = measure()
+        except subprocess.TimeoutExpired:
+            print("  no time left", flush=True)
+            return
+        finally:
+            shutil.rmtree(self._place, ignore_errors=True)
+        self._path.write_text(json.dumps(self.found), encoding="utf-8")
 
     @property
-    def added(self) -> int:
-        return self.most - self.before
+    def _place(self) -> Path:
+        return self._folder / "store"
 
+    def _run(self, *command: object) -> bytes:
+        left = None if self._end is None else self._end - time.monotonic()
+        words = list(map(str, command))
+        if left is not None and left < LEAST_SECONDS:
+            raise subprocess.TimeoutExpired(words, left)
+        return subprocess.run(words, stdout=subprocess.PIPE, check=True, timeout=left).stdout
 
-class Endless:
-    """The entries of a data set over and over under other keys, one in memory at a time."""
+    def _child(self, *words: object, within: Sequence[object] = ()) -> dict[str, Any]:
+        return json.loads(self._run(*within, sys.executable, CHILD, *words))
 
-    def __init__(self, data: str, dtype: str, count: int) -> None:
-        self._data, self._dtype, self._count = data, dtype, count
+    def _imports(self, rounds: int) -> dict[str, Any]:
+        """Seconds of a child each, taking turns: numpy, actstore after it, and the help of the CLI."""
+        commands = {
+            "numpy": (sys.executable, "-c", "import numpy"),
+            "actstore": (sys.executable, "-c", "import numpy, actstore"),
+            "help": (CLI, "--help"),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(rounds + 1):  # the first fills caches, and does not count
+            for name, command in commands.items():
+                start = time.perf_counter()
+                self._run(*command)
+                seconds[name].append(time.perf_counter() - start)
+        counted = {name: of[1:] for name, of in seconds.items()}
+        over = [ours - numpy for ours, numpy in zip(counted["actstore"], counted["numpy"], strict=True)]
+        return {"import": median(over), "help": median(counted["help"])}
 
-    def __len__(self) -> int:
-        return self._count
+    def _open(self, entries: int) -> dict[str, Any]:
+        """Seconds and bytes to open a store of tiny entries, with its files in memory."""
+        self._child("create", self._place, entries)
+        runs = [self._child("open", self._place, entries) for _ in range(OPENS)]
+        return {"entries": entries, **{name: median(run[name] for run in runs) for name in ("seconds", "peak")}}
 
-    def __getitem__(self, number: int) -> Entry:
-        return next(itertools.islice(iter(self), number, None))
+    def _memory(self, name: str, entries: int) -> dict[str, Any]:
+        wrote = self._child("write", name, "write_64", self._place, DATA, DTYPE, entries)
+        read = self._child("read", name, self._place, DATA, DTYPE, entries)
+        return {"name": name, "entries": entries, "write": wrote["peak"], "read": read["peak"]}
 
-    def __iter__(self) -> Iterator[Entry]:
-        from dataclasses import replace
-
-        from entries import stream
-
-        number = 0
-        while number < self._count:
-            for entry in stream(self._data, self._dtype, self._count - number):
-                yield replace(entry, key=f"{number}-{entry.key}")
-                number += 1
-
-
-def contestant(name: str) -> Rival:
-    import ours
-    import rivals
-
-    for one in ours.OURS:
-        if one.name == name:
-            return one()
-    return next(rival for rival in rivals.load()[0] if rival.name == name)
-
-
-def measure_memory(name: str, task: str, folder: str, data: str, dtype: str, count: str) -> dict[str, Any]:
-    """Over the interpreter with torch and the contestant's own packages."""
-    import entries as data_sets
-
-    rival, entries = contestant(name), Endless(data, dtype, int(count))
-    data_sets.describe(data)
-    if rival.ours:
-        rival.memory = MEMORY  # type: ignore[attr-defined]
-    place = Path(folder)
-    if task == "write":
-        place.mkdir(parents=True)
-        with Peak() as peak:
-            rival.write(place, entries, 64 << 20)  # type: ignore[arg-type]
-        return {"peak": peak.added}
-    keys = [entry.key for entry in entries]
-    with Peak() as peak:
-        reader = rival.open(place, keys)
-        rows = sum(len(values) for values in reader.everything(len(keys)))
-        reader.close()
-    return {"peak": peak.added, "rows": rows}
-
-
-def write(name: str, job: str, folder: str, data: str, dtype: str, count: str) -> dict[str, Any]:
-    from jobs import WRITES
-
-    place = Path(folder)
-    place.mkdir(parents=True)
-    syncs = contestant(name).write(place, Endless(data, dtype, int(count)), WRITES[job])  # type: ignore[arg-type]
-    return {"syncs": syncs}
-
-
-def measure_open(folder: str, count: str) -> dict[str, Any]:
-    import actstore
-
-    with Peak() as peak:
-        start = time.perf_counter()
-        store = actstore.open(folder)
-        seconds = time.perf_counter() - start
-    if len(store) != int(count):
-        raise ValueError(f"{len(store)} entries of {count}")
-    return {"seconds": seconds, "peak": peak.added}
-
-
-def child(*words: object, within: Sequence[object] = ()) -> dict[str, Any]:
-    command = [*map(str, within), sys.executable, __file__, *map(str, words)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-
-def memory(rival: Rival, folder: Path, data: str, dtype: str, counts: Sequence[int]) -> dict[str, Any]:
-    """Peak bytes of writing and reading, by number of entries."""
-    found: dict[str, Any] = {}
-    for count in counts:
-        place = folder / "memory"
-        try:
-            words = (place, data, dtype, count)
-            found[str(count)] = {task: child("memory", rival.name, task, *words)["peak"] for task in ("write", "read")}
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-    return found
-
-
-def syncs(rival: Rival, folder: Path, data: str, dtype: str, count: int) -> dict[str, int] | None:
-    """System calls that sync, from creating to closing, in each regime; None without strace."""
-    tracer = shutil.which("strace")
-    if tracer is None:
-        return None
-    from jobs import WRITES
-
-    found: dict[str, int] = {}
-    place, log = folder / "syncs", folder / "syncs.txt"
-    within = (tracer, "-f", "-qq", "-e", f"trace={','.join(SYNCS)}", "-e", "signal=none", "-o", log)
-    for job in WRITES:
-        try:
-            child("write", rival.name, job, place, data, dtype, count, within=within)
+    def _syncs(self, tracer: str, name: str, entries: int) -> dict[str, int]:
+        found: dict[str, int] = {}
+        log = self._folder / "syncs.txt"
+        within = (tracer, "-f", "-qq", "-e", f"trace={','.join(SYNCS)}", "-e", "signal=none", "-o", log)
+        for job in WRITES:
+            shutil.rmtree(self._place, ignore_errors=True)
+            self._child("write", name, job, self._place, DATA, DTYPE, entries, within=within)
             lines = log.read_text(encoding="utf-8").splitlines()
             found[job] = sum("(" in line and "resumed" not in line for line in lines)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-    return found
-
-
-def many_entries(folder: Path, count: int, repeats: int = 3) -> dict[str, Any]:
-    """Seconds and bytes to open a store of `count` tiny entries, with its files in memory."""
-    import numpy as np
-
-    import actstore
-
-    place = folder / "many"
-    shutil.rmtree(place, ignore_errors=True)
-    try:
-        values = np.arange(4, dtype=np.float32).reshape(1, 4)
-        with actstore.create(place) as store, store.writer() as writer:
-            for number in range(count):
-                writer.put(key=f"entry-{number}", prompt=f"prompt {number}", activations={0: values})
-        runs = [child("open", place, count) for _ in range(repeats)]
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    return {"entries": count, **{name: median(run[name] for run in runs) for name in ("seconds", "peak")}}
-
-
-def imports(rounds: int) -> dict[str, Any]:
-    """Seconds of a child each, taking turns: `import numpy`, `import actstore` after it, and the help of the CLI."""
-    cli = Path(sys.executable).with_name("actstore-cli")
-    commands = {
-        "numpy": [sys.executable, "-c", "import numpy"],
-        "actstore": [sys.executable, "-c", "import numpy, actstore"],
-        "help": [str(cli), "--help"],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds + 1):
-        for name, command in commands.items():
-            start = time.perf_counter()
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            seconds[name].append(time.perf_counter() - start)
-    counted = {name: of[1:] for name, of in seconds.items()}
-    over = [ours - numpy for ours, numpy in zip(counted["actstore"], counted["numpy"], strict=True)]
-    return {"import": median(over), "help": median(counted["help"])}
-
-
-def main() -> None:
-    task, *words = sys.argv[1:]
-    print(json.dumps({"memory": measure_memory, "write": write, "open": measure_open}[task](*words)))
-
-
-if __name__ == "__main__":
-    main()
+        return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from entries import Entry
-    from rivals.rival import Array, Reader
+    from rivals.rival import Array, Ints, Reader
 
-__all__ = ["JOBS", "READS", "TITLES", "WRITES", "Case", "Job", "Workload", "Wrong", "single_latency"]
+__all__ = ["JOBS", "READS", "TITLES", "WHOLE_STORE", "WRITES", "Case", "Job", "Workload", "Wrong", "single_latency"]
 
 RANDOM_ENTRIES = 1000
 LAST_TOKENS = 5000
@@ -51,7 +50,7 @@ class Workload:
         points = list(entries[0].activations)
         self.point = points[len(points) // 2]
         """The hook point of the jobs on one of them."""
-        self._drawn: dict[tuple[str, Case], list[Any]] = {}
+        self._drawn: dict[tuple[str, Case], Ints] = {}
 
     @cached_property
     def entry_sums(self) -> list[int]:
@@ -65,27 +64,28 @@ class Workload:
     def keys(self, count: int) -> list[str]:
         return [entry.key for entry in self.entries[:count]]
 
-    def numbers(self, case: Case) -> list[int]:
+    def numbers(self, case: Case) -> Ints:
         """Entries drawn at random, as many as there are operations."""
-        return self._once("numbers", case, lambda chance: chance.choices(range(case.entries), k=case.operations))
+        return self._once("numbers", case, lambda chance: chance.integers(case.entries, size=case.operations))
 
-    def picks(self, case: Case) -> list[tuple[int, int]]:
-        """Tokens drawn at random, every token alike."""
-        return self._once("picks", case, lambda chance: self._tokens(case, chance))
+    def picks(self, case: Case) -> tuple[Ints, Ints]:
+        """Entries, and a position in each: tokens drawn at random, every token alike."""
+        rows = self._once("rows", case, lambda chance: chance.integers(self.tokens(case.entries), size=case.operations))
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        return numbers, rows - self._starts[numbers]
 
-    def _tokens(self, case: Case, chance: random.Random) -> list[tuple[int, int]]:
-        tokens = [entry.tokens for entry in self.entries[: case.entries]]
-        numbers = chance.choices(range(case.entries), weights=tokens, k=case.operations)
-        return [(number, chance.randrange(tokens[number])) for number in numbers]
+    @cached_property
+    def _starts(self) -> Ints:
+        return np.cumsum([0, *(entry.tokens for entry in self.entries)])
 
-    def _once(self, what: str, case: Case, draw: Callable[[random.Random], list[Any]]) -> list[Any]:
+    def _once(self, what: str, case: Case, draw: Callable[[np.random.Generator], Ints]) -> Ints:
         """Drawn when it is asked for first, before any time is taken: whoever checks needs it."""
         if (what, case) not in self._drawn:
-            self._drawn[what, case] = draw(random.Random(case.entries))
+            self._drawn[what, case] = draw(np.random.default_rng(case.entries))
         return self._drawn[what, case]
 
     def tokens(self, entries: int) -> int:
-        return sum(entry.tokens for entry in self.entries[:entries])
+        return int(self._starts[entries])
 
 
 def words(values: Array) -> np.ndarray[Any, Any]:
@@ -116,7 +116,7 @@ class Job:
     opens: bool = False
     """Opened within the time."""
     single: bool = False
-    """Each operation timed by itself; their median counts."""
+    """Each operation timed by itself: their median counts, as often as there are operations."""
 
 
 def read_all(reader: Reader, _: Workload, case: Case) -> int:
@@ -124,7 +124,7 @@ def read_all(reader: Reader, _: Workload, case: Case) -> int:
 
 
 def read_random(reader: Reader, work: Workload, case: Case) -> int:
-    return sum(total(values) for number in work.numbers(case) for values in reader.entry(number)) % WORDS
+    return sum(total(values) for number in work.numbers(case).tolist() for values in reader.entry(number)) % WORDS
 
 
 def entry_total(work: Workload, case: Case) -> int:
@@ -132,23 +132,25 @@ def entry_total(work: Workload, case: Case) -> int:
 
 
 def random_total(work: Workload, case: Case) -> int:
-    return sum(work.entry_sums[number] for number in work.numbers(case)) % WORDS
+    return sum(work.entry_sums[number] for number in work.numbers(case).tolist()) % WORDS
 
 
 def read_last(reader: Reader, work: Workload, case: Case) -> int:
-    return total(reader.last(work.point, work.numbers(case))) % WORDS
+    numbers = work.numbers(case)
+    return total(reader.gather(work.point, numbers, np.full_like(numbers, -1))) % WORDS
 
 
 def last_total(work: Workload, case: Case) -> int:
-    return sum(int(work.row_sums[number][-1]) for number in work.numbers(case)) % WORDS
+    return sum(int(work.row_sums[number][-1]) for number in work.numbers(case).tolist()) % WORDS
 
 
 def gather(reader: Reader, work: Workload, case: Case) -> int:
-    return total(reader.gather(work.point, work.picks(case))) % WORDS
+    return total(reader.gather(work.point, *work.picks(case))) % WORDS
 
 
 def gather_total(work: Workload, case: Case) -> int:
-    return sum(int(work.row_sums[number][position]) for number, position in work.picks(case)) % WORDS
+    numbers, positions = (of.tolist() for of in work.picks(case))
+    return sum(int(work.row_sums[entry][row]) for entry, row in zip(numbers, positions, strict=True)) % WORDS
 
 
 def batches(reader: Reader, work: Workload, case: Case) -> int:
@@ -208,6 +210,8 @@ def once(_work: Workload, _entries: int) -> int:
 
 WRITES = {"write_end": None, "write_64": SYNC_BYTES}
 """Durable writes, and the bytes after which they sync."""
+WHOLE_STORE = ("batches", "metadata", "open")
+"""Jobs that go over all entries that a store has."""
 
 READS = {
     job.name: job
@@ -245,11 +249,11 @@ JOBS = tuple(TITLES)
 
 
 def single_latency(reader: Reader, work: Workload, case: Case) -> tuple[float, int]:
-    """Median seconds of one entry, and the sum of them all."""
+    """Seconds, were each entry to take the median of them; the sum of what was read."""
     seconds: list[float] = []
     found = 0
-    for number in work.numbers(case):
+    for number in work.numbers(case).tolist():
         start = time.perf_counter()
         found += sum(map(total, reader.entry(number)))
         seconds.append(time.perf_counter() - start)
-    return median(seconds), found % WORDS
+    return median(seconds) * len(seconds), found % WORDS

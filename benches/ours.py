@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import actstore
-from rivals.rival import Reader, Rival, Unsupported
+from rivals.rival import Reader, Rival
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from entries import Entry
-    from rivals.rival import Array, Pick
+    from rivals.rival import Array, Ints
 
-__all__ = ["OURS", "Json", "LmdbRawCodec", "Planes", "Raw"]
+__all__ = ["Planes", "load"]
 
 
 class Planes(Rival):
@@ -64,10 +64,12 @@ class Json(Planes):
     name = "actstore, json"
     options: ClassVar[dict[str, Any]] = {"backend": "json"}
     beside: ClassVar[str | None] = "json.dump of lists"
-    jobs: ClassVar[tuple[str, ...] | None] = ("size", "write_end", "write_64", "read")
+    jobs: ClassVar[tuple[str, ...] | None] = ("write_end", "write_64", "read")
 
 
-OURS = (Planes, Raw, LmdbRawCodec, Json)
+def load() -> list[Rival]:
+    """The two that every rival is compared with, then the two that are compared with one rival each."""
+    return [Planes(), Raw(), LmdbRawCodec(), Json()]
 
 
 class StoreReader(Reader):
@@ -89,23 +91,12 @@ class StoreReader(Reader):
         for point in self._store[keys[0]]:
             yield from (values for _, values in self._store.scan(point, keys=keys))
 
-    def last(self, point: str, numbers: Sequence[int]) -> Array:
-        return self._tokens("gather")(point, [self.keys[number] for number in numbers], -1)
-
-    def gather(self, point: str, picks: Sequence[Pick]) -> Array:
-        keys = [self.keys[number] for number, _ in picks]
-        return self._tokens("gather")(point, keys, [position for _, position in picks])
+    def gather(self, point: str, numbers: Ints, positions: Ints) -> Array:
+        return self._store.gather(point, [self.keys[number] for number in numbers.tolist()], positions)
 
     def batches(self, point: str, size: int, seed: int) -> Iterator[Array]:
-        for batch in self._tokens("tokens")(point, batch_size=size, shuffle=True, seed=seed):
-            yield getattr(batch, "activations", batch)
-
-    def _tokens(self, method: str) -> Any:
-        """A method that reads tokens, which not every version has."""
-        found = getattr(self._store, method, None)
-        if found is None:
-            raise Unsupported(f"no `{method}` in this version")
-        return found
+        for batch in self._store.tokens(point, batch_size=size, shuffle=True, seed=seed):
+            yield batch.activations
 
     def metadata(self) -> list[dict[str, Any]]:
         return self._store.metadata().dicts()

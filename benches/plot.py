@@ -42,7 +42,7 @@ def draw(run: dict[str, Any], machine: dict[str, Any], path: Path) -> None:
         axis.set_axis_off()
     plan = run["plan"]
     figure.suptitle(
-        f"{plan['data']}, {plan['dtype']}, {run['data']['entries']:,} entries; median of {plan['rounds']} rounds; "
+        f"{plan['data']}, {plan['dtype']}, {run['data']['entries']:,} entries; median of {run['rounds']} rounds; "
         f"{machine['cpu']}, {machine['cores']} cores; {machine['date']}, commit {machine['commit']}"
     )
     figure.savefig(path, dpi=90)

@@ -32,23 +32,19 @@ def markdown(document: dict[str, Any]) -> str:
     lines = ["# actstore against what people use", "", *preamble(document), *target_table(document["targets"])]
     for run in document["runs"]:
         lines += run_tables(run)
-    lines += memory_table(document["isolated"].get("memory", {}))
-    lines += syncs_table(document["isolated"].get("syncs", {}))
+    lines += isolated_tables(document["isolated"])
     return "\n".join(lines).rstrip() + "\n"
 
 
 def preamble(document: dict[str, Any]) -> list[str]:
     machine = document["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    rounds = ", ".join(sorted({str(run["plan"]["rounds"]) for run in document["runs"]}))
-    limits = (
-        f"{document['runs'][0]['plan']['read_limit']:g} s (writes: {document['runs'][0]['plan']['write_limit']:g} s)"
-    )
+    rounds = ", ".join(sorted({str(run["rounds"]) for run in document["runs"]}))
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, {machine['system']}; "
-        f"{machine['date']}; commit {machine['commit']}; {versions}. {rounds} rounds; a job over {limits} runs on "
-        f"its first k operations. Made in {document['seconds'] / 60:.1f} minutes by `bench.py {document['mode']}`; "
-        "benches/README.md says what is measured and how.",
+        f"{machine['date']}; commit {machine['commit']}; {versions}. {rounds} rounds. Made in "
+        f"{document['seconds'] / 60:.1f} minutes by `bench.py {document['mode']}`; README.md says what is measured "
+        "and how.",
         "",
     ]
     lines += [f"Left out: {name}: {why}." for name, why in document["left_out"].items()]
@@ -77,7 +73,7 @@ def run_tables(run: dict[str, Any]) -> list[str]:
         *size_table(run),
     ]
     for name, job in run["jobs"].items():
-        lines += job_tables(name, job, run["kinds"])
+        lines += job_table(name, job, run["kinds"])
     return lines
 
 
@@ -99,8 +95,8 @@ def label(name: str, kinds: dict[str, str]) -> str:
     return {"ours": f"**{name}**", "bound": f"*{name}*"}.get(kinds[name], name)
 
 
-def job_tables(name: str, job: dict[str, Any], kinds: dict[str, str]) -> list[str]:
-    """A row for each contestant, in the largest case that it was in; the fastest first."""
+def job_table(name: str, job: dict[str, Any], kinds: dict[str, str]) -> list[str]:
+    """A row for each contestant, in the largest case that it was in; the fastest operation first."""
     syncs = name.startswith("write")
     head = ["", "k", f"one {job['unit']}", "all k", "best", "x bound", *(f"{ours} / it" for ours in MAIN)]
     if syncs:
@@ -111,9 +107,7 @@ def job_tables(name: str, job: dict[str, Any], kinds: dict[str, str]) -> list[st
             largest.setdefault(contestant, case)
     names = sorted(largest, key=lambda name: largest[name]["rows"][name]["median"] / largest[name]["operations"])
     rows = [row(name, largest[name], kinds, syncs) for name in names]
-    lines = [f"### {job['title'][0].upper()}{job['title'][1:]}", "", *table(head, rows)]
-    missing = [f"{name}: {why}" for name, why in job["unsupported"].items()]
-    return [*lines, f"Cannot: {'; '.join(missing)}.", ""] if missing else lines
+    return [f"### {job['title'][0].upper()}{job['title'][1:]}", "", *table(head, rows)]
 
 
 def row(name: str, case: dict[str, Any], kinds: dict[str, str], syncs: bool) -> list[str]:
@@ -138,23 +132,14 @@ def ratio(of: dict[str, Any] | None) -> str:
     return f"{of['median']:.2f} ({of['least']:.2f}-{of['most']:.2f}), {of['ahead']}/{of['rounds']} {of['verdict']}"
 
 
-def memory_table(memory: dict[str, Any]) -> list[str]:
-    if not memory:
-        return []
-    rows = [
-        [name, f"{int(count):,}", size(of["write"]), size(of["read"])]
-        for name, counts in memory.items()
-        for count, of in counts.items()
-    ]
-    head = ["", "entries", "writing", "reading"]
-    return ["## Peak anonymous memory, over the interpreter with torch", "", *table(head, rows)]
-
-
-def syncs_table(syncs: dict[str, Any]) -> list[str]:
-    if not syncs:
-        return []
-    title = ["## Syncs of a durable write, from creating to closing, as the system saw them", ""]
-    if not all(syncs.values()):
-        return [*title, "Not traced: strace is not installed.", ""]
-    rows = [[name, str(of["write_end"]), str(of["write_64"])] for name, of in syncs.items()]
-    return [*title, *table(["", "one at the end", "every 64 MiB"], rows)]
+def isolated_tables(found: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if memory := found.get("memory"):
+        rows = [[of["name"], f"{of['entries']:,}", size(of["write"]), size(of["read"])] for of in memory.values()]
+        head = ["", "entries", "writing", "reading"]
+        lines += ["## Peak anonymous memory, over the interpreter with torch", "", *table(head, rows)]
+    if syncs := found.get("syncs"):
+        rows = [[name, str(of["write_end"]), str(of["write_64"])] for name, of in syncs.items()]
+        title = "## Syncs of a durable write, from creating to closing, as the system saw them"
+        lines += [title, "", *table(["", "one at the end", "every 64 MiB"], rows)]
+    return lines

@@ -1,4 +1,4 @@
-"""One run: who does how much of what, and the rounds in which everybody takes turns. Goes on where it stopped."""
+"""One run: stores, how much everybody does, and the rounds in which all take turns. Goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import contest
 import page_cache
 from jobs import JOBS, READS, WRITES, Case
-from rivals.rival import Unsupported
+from shares import SHARES, Shares, step, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from jobs import Workload
     from rivals.rival import Rival
 
-__all__ = ["NO_PART", "Plan", "Run", "cases"]
+__all__ = ["Plan", "Run", "cases"]
 
-SHARES = (1 / 200, 1 / 50, 1 / 10, 1 / 3, 1.0)
-"""Of the operations of a job: a few steps, so that slow rivals share their cases."""
-STORE_LIMITS = 16.0
-"""A store that takes more than so many limits to write is made of the first entries alone."""
-NO_PART = "takes no part"
-PATIENCE = 4.0
-"""How many times the limit ours, and the bound, may take on a case that is a rival's."""
+LONGEST = 5.0
+"""Seconds that a contestant may take for a job before it does the first k operations alone."""
+LONGEST_STORE = 80.0
+"""The same for the store that its reads use, which then has the first entries alone."""
+WRITE_WEIGHT = 4
+"""A job that writes gets so many times the time of one that reads."""
+PLANNED = 0.8
+"""Of the time that is left: what the rounds are planned to take."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class Plan:
     dtype: str
     entries: int
     rounds: int
-    read_limit: float
-    write_limit: float
-    """Seconds that a job may take before its contestant is given the first k operations alone."""
+    seconds: float | None
+    """What all may take: each job gets its part of them. None: no bound but `LONGEST`."""
     commit: str
 
 
@@ -54,48 +54,54 @@ class Run:
         self._contestants = {rival.name: rival for rival in contestants}
         self._folder = folder / f"{plan.data}-{plan.dtype}"
         self._path = self._folder / "state.json"
+        self._begun = time.monotonic()
         self.state = self._resumed()
+        self._shares = Shares(self._contestants, work, self.state)
 
     def _resumed(self) -> dict[str, Any]:
         plan = vars(self._plan)
         if self._path.exists():
             state = json.loads(self._path.read_text(encoding="utf-8"))
             if state["plan"] == plan and state["contestants"] == list(self._contestants):
+                print(f"  goes on after {len(state['done'])} jobs of rounds", flush=True)
                 return state
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        empty: dict[str, Any] = {"stores": {}, "shares": {}, "unsupported": {}, "samples": {}, "syncs": {}, "done": []}
-        return {"plan": plan, "contestants": list(self._contestants), **empty}
+        parts = ("stores", "shares", "limits", "samples", "syncs")
+        return {"plan": plan, "contestants": list(self._contestants), **{part: {} for part in parts}, "done": []}
 
     def _save(self) -> None:
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(self.state), encoding="utf-8")
         new.replace(self._path)
 
+    def _left(self) -> float:
+        """Seconds, of all that the run may take."""
+        most = self._plan.seconds
+        return float("inf") if most is None else most - (time.monotonic() - self._begun)
+
+    def _say(self, what: str) -> None:
+        print(f"  {time.monotonic() - self._begun:4.0f} s: {what}", flush=True)
+
     def go(self, only: str = "") -> dict[str, Any]:
-        """Stores first, then how long everybody takes, then the rounds."""
+        """Everything that is not done yet, of the jobs that have `only` in their name."""
         jobs = [job for job in JOBS if only in job]
-        begun = time.monotonic()
         for name in self._contestants:
             if name not in self.state["stores"]:
-                print(f"  store: {name}", flush=True)
                 self._prepare(name)
                 self._save()
-        print(f"  {time.monotonic() - begun:.0f} s: everybody has a store", flush=True)
-        for job in jobs:
-            for name in self._contestants:
-                self._calibrate(job, name)
-            self._save()
-        print(f"  {time.monotonic() - begun:.0f} s: everybody has a share", flush=True)
+        self._say("everybody has a store")
+        self._share_out(jobs)
+        self._say("everybody has a share")
+        longest = 0.0
         for number in range(self._plan.rounds):
-            for name in self._contestants:
-                page_cache.warm(self._store(name))
-            for job in jobs:
-                if [number, job] not in self.state["done"]:
-                    self._round(number, job)
-                    self.state["done"].append([number, job])
-                    self._save()
-            print(f"  {time.monotonic() - begun:.0f} s: round {number + 1} of {self._plan.rounds}", flush=True)
+            if self._left() < longest:
+                self._say(f"no time for more than {number} of {self._plan.rounds} rounds")
+                break
+            begun = time.monotonic()
+            self._round(number, jobs)
+            longest = max(longest, time.monotonic() - begun)
+            self._say(f"round {number + 1} of {self._plan.rounds}")
         return self.state
 
     def clear(self) -> None:
@@ -107,78 +113,60 @@ class Run:
         return self._folder / "".join(letter if letter.isalnum() else "-" for letter in name)
 
     def _prepare(self, name: str) -> None:
-        """The store that every read of a contestant uses."""
-        rival, every = self._contestants[name], self._plan.entries
+        """The store that every read of a contestant uses; a first small one is for whatever happens only once."""
+        rival, every, store = self._contestants[name], self._plan.entries, self._store(name)
         some = max(1, every // 50)
-        contest.write(rival, self._store(name), self._work, some, "write_64")
-        seconds, _ = contest.write(rival, self._store(name), self._work, some, "write_64")
-        most = STORE_LIMITS * self._plan.write_limit
+        for _ in range(2):
+            seconds, _ = contest.write(rival, store, self._work, some, "write_64")
+        most = min(LONGEST_STORE, self._left() / (2 * len(self._contestants)))
         slow = seconds * every / some > most
         count = whole(every, step(most * some / seconds / every)) if slow else every
-        contest.write(rival, self._store(name), self._work, count, "write_64")
+        contest.write(rival, store, self._work, count, "write_64")
         raw = sum(entry.raw_bytes for entry in self._work.entries[:count])
-        size = page_cache.file_bytes(self._store(name))
-        self.state["stores"][name] = {"entries": count, "raw": raw, "files": size}
+        self.state["stores"][name] = {"entries": count, "raw": raw, "files": page_cache.file_bytes(store)}
 
-    def _calibrate(self, job: str, name: str) -> None:
-        """The share of the operations that takes no longer than the limit, and its seconds."""
+    def _share_out(self, jobs: Sequence[str]) -> None:
+        """How much everybody does of each job, and the limit with which the rounds fit into what is left."""
+        weights = {job: WRITE_WEIGHT if job in WRITES else 1 for job in jobs}
+        all_left, whole_weight = self._left(), sum(weights.values())
+        for job in jobs:
+            most = all_left * weights[job] / whole_weight / (4 * len(self._contestants))
+            for name in self._contestants:
+                self._calibrate(job, name, min(LONGEST, most))
+            self._save()
+        a_round = PLANNED * self._left() / self._plan.rounds
+        for job in jobs:
+            limit = self._shares.limit(job, LONGEST, a_round * weights[job] / whole_weight)
+            self.state["limits"].setdefault(job, limit)
+        self._save()
+
+    def _calibrate(self, job: str, name: str, limit: float) -> None:
+        """The largest share of the operations that is foreseen to take no longer than the limit."""
         known = self.state["shares"].setdefault(job, {})
-        refused = self.state["unsupported"].setdefault(job, {})
         wanted = self._contestants[name].jobs
-        if name in known or name in refused:
-            return
-        if wanted is not None and job not in wanted:
-            refused[name] = NO_PART
+        if name in known or (wanted is not None and job not in wanted):
             return
         share, larger = 0.0, SHARES[0]
-        try:
-            while larger > share:
-                share = larger
-                seconds = self._perform(job, name, self._case(job, name, share))
-                # What it costs to begin counts as if it grew, so that a step is never too large.
-                larger = max(share, step(share * self._limit(job) / seconds))
-        except Unsupported as reason:
-            refused[name] = str(reason)
-        else:
-            known[name] = {"share": share, "seconds": seconds}
+        while larger > share:
+            share = larger
+            begun = time.monotonic()
+            seconds = self._perform(job, name, self._shares.case(job, name, share))
+            known[name] = {"share": share, "seconds": seconds, "cost": time.monotonic() - begun}
+            # What it costs to begin counts as if it grew, so that a step is never too large.
+            larger = max(share, step(share * limit / seconds))
 
-    def _limit(self, job: str) -> float:
-        return self._plan.write_limit if job in WRITES else self._plan.read_limit
+    def _round(self, number: int, jobs: Sequence[str]) -> None:
+        for name in self._contestants:
+            page_cache.warm(self._store(name))
+        for job in jobs:
+            if [number, job] not in self.state["done"]:
+                self._turns(number, job)
+                self.state["done"].append([number, job])
+                self._save()
 
-    def _operations(self, job: str, entries: int) -> int:
-        return entries if job in WRITES else READS[job].count(self._work, entries)
-
-    def _case(self, job: str, name: str, share: float) -> Case:
-        entries = self.state["stores"][name]["entries"]
-        if job in WRITES:
-            entries = self._plan.entries
-        return Case(entries, whole(self._operations(job, entries), share))
-
-    def _cases(self, job: str) -> dict[Case, list[str]]:
-        """Who does what: each rival its share, ours and the bound whatever a rival does."""
-        known = self.state["shares"][job]
-        cases: dict[Case, list[str]] = {}
-        for name, of in known.items():
-            if self._contestants[name].beside not in known:
-                cases.setdefault(self._case(job, name, of["share"]), []).append(name)
-        for case, names in cases.items():
-            for name, rival in self._contestants.items():
-                joins = rival.beside in names if rival.beside else rival.ours or rival.bound
-                if joins and name in known and name not in names and self._can(job, name, case):
-                    names.append(name)
-        return cases
-
-    def _can(self, job: str, name: str, case: Case) -> bool:
-        stored = self.state["stores"][name]["entries"]
-        share = case.operations / self._operations(job, self._plan.entries)
-        known = self.state["shares"][job][name]
-        soon = known["seconds"] * share / known["share"] <= PATIENCE * self._limit(job)
-        # A shuffle goes over a whole store, and the metadata of it is one operation.
-        whole_store = job in ("batches", "metadata", "open")
-        return soon and (stored == case.entries or (stored > case.entries and not whole_store) or job in WRITES)
-
-    def _round(self, number: int, job: str) -> None:
-        cells = [(case, name) for case, names in self._cases(job).items() for name in names]
+    def _turns(self, number: int, job: str) -> None:
+        found = self._shares.cases(job, self.state["limits"][job])
+        cells = [(case, name) for case, names in found.items() for name in names]
         random.Random(f"{number} {job}").shuffle(cells)
         samples = self.state["samples"].setdefault(job, {})
         for case, name in cells:
@@ -195,15 +183,6 @@ class Run:
         counts = self.state["syncs"].setdefault(job, {}).setdefault(f"{case.entries} {case.operations}", {})
         counts[name] = max(syncs, counts.get(name, 0))
         return seconds
-
-
-def step(share: float) -> float:
-    """The largest of the shares that is not above."""
-    return max([of for of in SHARES if of <= share], default=SHARES[0])
-
-
-def whole(count: int, share: float) -> int:
-    return max(1, int(count * share))
 
 
 def cases(samples: dict[str, Any]) -> Iterator[tuple[Case, dict[str, list[float]]]]:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from jobs import READS, TITLES, WRITES
-from rounds import NO_PART, cases
+from rounds import cases
 from verdicts import compare
 
 if TYPE_CHECKING:
@@ -34,14 +34,16 @@ def summarize(state: dict[str, Any], contestants: Iterable[Rival], work: Workloa
     jobs = {job: job_document(job, state, work) for job in TITLES if job in state["samples"]}
     raw = sum(entry.raw_bytes for entry in work.entries)
     data = {"entries": len(work.entries), "tokens": work.tokens(len(work.entries)), "raw": raw, "point": work.point}
-    return {"plan": state["plan"], "data": data, "kinds": kinds, "sizes": sizes, "jobs": jobs}
+    rounds = min(
+        (len(of) for job in state["samples"].values() for case in job.values() for of in case.values()), default=0
+    )
+    return {"plan": state["plan"], "rounds": rounds, "data": data, "kinds": kinds, "sizes": sizes, "jobs": jobs}
 
 
 def job_document(job: str, state: dict[str, Any], work: Workload) -> dict[str, Any]:
     found = [case_document(job, case, seconds, state, work) for case, seconds in cases(state["samples"][job])]
     unit = "entry" if job in WRITES else READS[job].unit
-    missing = {name: why for name, why in state["unsupported"].get(job, {}).items() if why != NO_PART}
-    return {"title": TITLES[job], "unit": unit, "cases": found, "unsupported": missing}
+    return {"title": TITLES[job], "unit": unit, "cases": found}
 
 
 def case_document(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from verdicts import ROUNDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["judge"]
 
@@ -22,12 +22,13 @@ COMPRESSED_READS = ("read", "random", "last", "gather", "batches")
 RAW_READS = {"read": 1.3, "random": 1.6, "last": 1.2}
 """Times the best rival of any kind, at most."""
 RAW_AHEAD = ("gather", "batches")
+JSON_JOBS = (*WRITE_JOBS, "read")
 GATHER_TIMES = 10.0
 JSON_TIMES = 3.0
 METADATA_US = 3.0
-OPEN_ENTRIES, OPEN_SECONDS, OPEN_BYTES = 1_000_000, 1.0, 300e6
-MEMORY_BYTES, MEMORY_GROWTH, MEMORY_ENTRIES = 64e6, 1.1, 20_000
-IMPORT_SECONDS, HELP_SECONDS = 0.120, 0.300
+OPEN_ENTRIES, OPEN_SECONDS, OPEN_MEGABYTES = 1_000_000, 1.0, 300.0
+MEMORY_MEGABYTES, MEMORY_GROWTH = 64.0, 1.1
+IMPORT_MS, HELP_MS = 120.0, 300.0
 
 
 @dataclass
@@ -40,177 +41,136 @@ class Target:
     verdict: str
 
 
-def judge(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every target, whatever the run had of it."""
+def judge(document: dict[str, Any], codec: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Every target, whatever the run had of it; `codec` is what `codec.py` found."""
     found = [
         target for run in document["runs"] if run["plan"]["data"] == "minilm" for target in [*sizes(run), *speeds(run)]
     ]
-    return [asdict(target) for target in [*found, *isolated(document["isolated"]), *codecs(document["codec"])]]
+    return [asdict(target) for target in [*found, *isolated(document["isolated"]), *codecs(codec)]]
 
 
-def at_most(row: str, bound: str, most: float, value: float, shown: str) -> Target:
-    return Target(row, bound, shown, "met" if value <= most else "not met")
+def at_most(row: str, most: float, value: float, unit: str = "", enough: bool = True) -> Target:
+    verdict = "met" if value <= most else "not met"
+    return Target(row, f"<= {most:g}{unit}", f"{value:.4g}{unit}", verdict if enough else "not measured")
 
 
 def sizes(run: dict[str, Any]) -> Iterator[Target]:
     dtype = run["plan"]["dtype"]
     for name, most in ((DEFAULT, SIZES[dtype]), (RAW, RAW_SIZE)):
-        ratio = run["sizes"][name]["ratio"]
-        yield at_most(f"{dtype}: size of `{name}`, all files over raw bytes", f"<= {most}", most, ratio, f"{ratio:.4f}")
+        yield at_most(f"{dtype}: all files over raw bytes, `{name}`", most, run["sizes"][name]["ratio"])
 
 
 def speeds(run: dict[str, Any]) -> Iterator[Target]:
-    dtype = run["plan"]["dtype"]
-    if dtype not in SPEED_DTYPES:
+    if run["plan"]["dtype"] not in SPEED_DTYPES:
         return
     rivals = [name for name, kind in run["kinds"].items() if kind == "rival"]
     small = [name for name in rivals if run["sizes"].get(name, {}).get("shrinks")]
     for job in run["jobs"]:
-        title = f"{dtype}: {run['jobs'][job]['title']}"
         if job in WRITE_JOBS:
-            yield faster(
-                run, job, DEFAULT, [*small, PICKLED], f"{title}, compressed", "every rival that shrinks, pickled LMDB"
-            )
-            yield not_slower(run, job, RAW, LMDB_RAW, f"{title}, raw")
+            yield faster(Claim(run, job, DEFAULT, [*small, PICKLED], "every rival that shrinks, pickled LMDB"))
+            yield not_slower(Claim(run, job, RAW, [LMDB_RAW], LMDB_RAW))
         if job in COMPRESSED_READS:
-            yield faster(run, job, DEFAULT, small, f"{title}, compressed", "every rival that shrinks")
+            yield faster(Claim(run, job, DEFAULT, small, "every rival that shrinks"))
         if job == "gather":
-            yield times(run, job, DEFAULT, small, GATHER_TIMES, f"{title}, compressed")
+            yield within(Claim(run, job, DEFAULT, small, "the best that shrinks"), 1 / GATHER_TIMES)
         if job in RAW_READS:
-            yield near_best(run, job, RAW, rivals, RAW_READS[job], f"{title}, raw")
+            yield within(Claim(run, job, RAW, rivals, "the best rival"), RAW_READS[job])
         if job in RAW_AHEAD:
-            yield faster(run, job, RAW, rivals, f"{title}, raw", "every rival")
-        if job in (*WRITE_JOBS, "read"):
-            yield times(run, job, JSON, [JSON_LISTS], JSON_TIMES, f"{title}, json")
-        yield faster(run, job, LMDB, [PICKLED], f"{title}, lmdb raw", "pickled LMDB")
+            yield faster(Claim(run, job, RAW, rivals, "every rival"))
+        if job in JSON_JOBS:
+            yield within(Claim(run, job, JSON, [JSON_LISTS], JSON_LISTS), 1 / JSON_TIMES)
+        yield faster(Claim(run, job, LMDB, [PICKLED], PICKLED))
     if "metadata" in run["jobs"]:
         yield metadata(run)
 
 
-def against(run: dict[str, Any], job: str, ours: str, rival: str) -> dict[str, Any] | None:
-    """The comparison on the largest case that has both."""
-    for case in run["jobs"][job]["cases"]:
-        row = case["rows"].get(rival)
-        if row and ours in row["against"]:
-            return row["against"][ours]
-    return None
+@dataclass
+class Claim:
+    """That one of ours compares in some way with each of some rivals."""
+
+    run: dict[str, Any]
+    job: str
+    ours: str
+    rivals: list[str]
+    whom: str
+    """The rivals in words."""
+
+    def comparisons(self) -> dict[str, dict[str, Any]]:
+        """With each rival, on the largest case that has both; the one that is hardest to beat first."""
+        found: dict[str, dict[str, Any]] = {}
+        for case in self.run["jobs"][self.job]["cases"]:
+            for rival in self.rivals:
+                if (row := case["rows"].get(rival)) and self.ours in row["against"]:
+                    found.setdefault(rival, row["against"][self.ours])
+        return dict(sorted(found.items(), key=lambda item: item[1]["median"], reverse=True))
+
+    def target(self, bound: str, found: dict[str, dict[str, Any]], verdict: str) -> Target:
+        row = f"{self.run['plan']['dtype']}: {self.run['jobs'][self.job]['title']}, `{self.ours}`"
+        if not found:
+            return Target(row, bound, "nobody did the same k", "not measured")
+        rival, of = next(iter(found.items()))
+        shown = f"{of['median']:.2f} of {rival} ({of['ahead']}/{of['rounds']} rounds ahead)"
+        missing = [name for name in dict.fromkeys(self.rivals) if name not in found]
+        shown += f"; not compared: {', '.join(missing)}" if missing else ""
+        return Target(row, bound, shown, verdict if of["rounds"] >= ROUNDS else "too few rounds")
 
 
-def comparisons(run: dict[str, Any], job: str, ours: str, rivals: Iterable[str]) -> dict[str, dict[str, Any]]:
-    found = {rival: against(run, job, ours, rival) for rival in rivals}
-    return {rival: comparison for rival, comparison in found.items() if comparison}
-
-
-def shown(rival: str, of: dict[str, Any]) -> str:
-    return f"{of['median']:.2f} of {rival} ({of['ahead']}/{of['rounds']} rounds ahead)"
-
-
-def faster(run: dict[str, Any], job: str, ours: str, rivals: Iterable[str], row: str, whom: str) -> Target:
-    """Than each of them; what is shown is the nearest."""
-    found = comparisons(run, job, ours, rivals)
-    bound = f"faster than {whom}"
-    if not found:
-        return Target(
-            row, bound, run["jobs"][job]["unsupported"].get(ours, "nothing to compare on the same k"), "not measured"
-        )
-    nearest = max(found, key=lambda rival: found[rival]["median"])
+def faster(claim: Claim) -> Target:
+    """Than each of them."""
+    found = claim.comparisons()
     verdicts = {of["verdict"] for of in found.values()}
-    verdict = next((word for word in ("too few rounds", "slower", "not separated") if word in verdicts), "met")
-    return Target(row, bound, shown(nearest, found[nearest]), "not met" if verdict == "slower" else verdict)
+    verdict = "not met" if "slower" in verdicts else "met" if verdicts == {"faster"} else "not separated"
+    return claim.target(f"faster than {claim.whom}", found, verdict)
 
 
-def not_slower(run: dict[str, Any], job: str, ours: str, rival: str, row: str) -> Target:
-    of = against(run, job, ours, rival)
-    bound = f"at least not separated from {rival}"
-    if of is None:
-        return Target(row, bound, "", "not measured")
-    verdict = {"slower": "not met", "too few rounds": "too few rounds"}.get(of["verdict"], "met")
-    return Target(row, bound, shown(rival, of), verdict)
+def not_slower(claim: Claim) -> Target:
+    found = claim.comparisons()
+    slower = any(of["verdict"] == "slower" for of in found.values())
+    return claim.target(f"at least not separated from {claim.whom}", found, "not met" if slower else "met")
 
 
-def times(run: dict[str, Any], job: str, ours: str, rivals: Iterable[str], least: float, row: str) -> Target:
-    """So many times as fast as the best of them."""
-    found = comparisons(run, job, ours, rivals)
-    bound = f">= {least:g} x the best of {'those that shrink' if ours == DEFAULT else JSON_LISTS}"
-    if not found:
-        return Target(
-            row, bound, run["jobs"][job]["unsupported"].get(ours, "nothing to compare on the same k"), "not measured"
-        )
-    nearest = max(found, key=lambda rival: found[rival]["median"])
-    factor = 1 / found[nearest]["median"]
-    return limited(
-        found[nearest], Target(row, bound, f"{factor:.1f} x {nearest}", "met" if factor >= least else "not met")
-    )
-
-
-def near_best(run: dict[str, Any], job: str, ours: str, rivals: Iterable[str], most: float, row: str) -> Target:
-    found = comparisons(run, job, ours, rivals)
-    bound = f"<= {most:g} x the time of the best rival"
-    if not found:
-        return Target(row, bound, run["jobs"][job]["unsupported"].get(ours, ""), "not measured")
-    nearest = max(found, key=lambda rival: found[rival]["median"])
-    ratio = found[nearest]["median"]
-    return limited(
-        found[nearest], Target(row, bound, f"{ratio:.2f} x {nearest}", "met" if ratio <= most else "not met")
-    )
-
-
-def limited(of: dict[str, Any], target: Target) -> Target:
-    if of["rounds"] < ROUNDS:
-        target.verdict = "too few rounds"
-    return target
+def within(claim: Claim, most: float) -> Target:
+    """A part of the time, or some times the time, of the best of them."""
+    found = claim.comparisons()
+    ratio = max((of["median"] for of in found.values()), default=0.0)
+    return claim.target(f"<= {most:.3g} of {claim.whom}", found, "met" if ratio <= most else "not met")
 
 
 def metadata(run: dict[str, Any]) -> Target:
     case = next(case for case in run["jobs"]["metadata"]["cases"] if DEFAULT in case["rows"])
     us = case["rows"][DEFAULT]["median"] / case["entries"] * 1e6
-    row = f"{run['plan']['dtype']}: metadata of all entries as dicts, us an entry"
-    return at_most(row, f"<= {METADATA_US:g}", METADATA_US, us, f"{us:.2f}")
+    return at_most(f"{run['plan']['dtype']}: metadata of an entry, as a dict", METADATA_US, us, " us")
 
 
 def isolated(found: dict[str, Any]) -> Iterator[Target]:
-    if opened := found.get("open"):
+    for opened in found.get("open", {}).values():
         row = f"open of a store with {opened['entries']:,} entries"
-        small = "" if opened["entries"] >= OPEN_ENTRIES else "not measured"
-        for value, most, unit in (
-            (opened["seconds"], OPEN_SECONDS, "s"),
-            (opened["peak"] / 1e6, OPEN_BYTES / 1e6, "MB"),
-        ):
-            target = at_most(row, f"<= {most:g} {unit}", most, value, f"{value:.3g} {unit}")
-            target.verdict = small or target.verdict
-            yield target
+        enough = opened["entries"] >= OPEN_ENTRIES
+        megabytes = opened["peak"] / 1e6
+        yield at_most(row, OPEN_SECONDS, opened["seconds"], " s", enough)
+        yield at_most(row, OPEN_MEGABYTES, megabytes, " MB", enough)
+    memory = list(found.get("memory", {}).values())
     for name in (DEFAULT, RAW):
-        if name in found.get("memory", {}):
-            yield from memory(name, found["memory"][name])
-    if times := found.get("imports"):
-        for row, most, value in (
-            ("import of `actstore` over numpy's", IMPORT_SECONDS, times["import"]),
-            ("`actstore-cli --help`", HELP_SECONDS, times["help"]),
-        ):
-            yield at_most(row, f"<= {most * 1000:g} ms", most, value, f"{value * 1000:.0f} ms")
+        yield from peaks(name, [of for of in memory if of["name"] == name])
+    for times in found.get("imports", {}).values():
+        yield at_most("import of `actstore` over numpy's", IMPORT_MS, times["import"] * 1000, " ms")
+        yield at_most("`actstore-cli --help`", HELP_MS, times["help"] * 1000, " ms")
 
 
-def memory(name: str, peaks: dict[str, dict[str, int]]) -> Iterator[Target]:
-    few, *rest = sorted(peaks, key=int)
+def peaks(name: str, memory: list[dict[str, Any]]) -> Iterator[Target]:
     for task in ("write", "read"):
-        most = max(of[task] for of in peaks.values())
-        row = f"peak anonymous memory, `{name}`, {task}"
-        yield at_most(row, f"<= +{MEMORY_BYTES / 1e6:g} MB", MEMORY_BYTES, most, f"+{most / 1e6:.1f} MB")
-        for many in rest:
-            growth = peaks[many][task] / max(1, peaks[few][task])
-            shown = f"{peaks[many][task] / 1e6:.1f} to {peaks[few][task] / 1e6:.1f} MB"
-            bound = f"equal (<= {MEMORY_GROWTH:g} x)"
-            target = at_most(f"{row}: {int(many):,} entries to {int(few):,}", bound, MEMORY_GROWTH, growth, shown)
-            target.verdict = target.verdict if int(many) >= MEMORY_ENTRIES else "not measured"
-            yield target
+        for of in memory:
+            row = f"peak anonymous memory, `{name}`, {task}, {of['entries']:,} entries"
+            yield at_most(row, MEMORY_MEGABYTES, of[task] / 1e6, " MB")
+        if len(memory) > 1:
+            row = f"peak anonymous memory, `{name}`, {task}, {memory[-1]['entries']:,} entries over the fewer"
+            yield at_most(row, MEMORY_GROWTH, memory[-1][task] / max(1, memory[0][task]), " x")
 
 
 def codecs(found: dict[str, Any] | None) -> Iterator[Target]:
-    """The targets of `codec.py`, as it judged them."""
+    """The targets of codecs alone and of two threads, as `codec.py` judged them."""
     if found is None:
-        yield Target(
-            "codecs alone against ZipNN; two threads", "codec_targets.py", "run `make bench-codec`", "not measured"
-        )
+        yield Target("codecs alone; two threads", "see codec_targets.py", "run `make bench-codec`", "not measured")
         return
     for target in found["targets"]:
         row = f"codecs ({found['machine']['commit']}): {target['figure']}"

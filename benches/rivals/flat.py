@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from entries import Entry
-    from rivals.rival import Array, Pick
+    from rivals.rival import Array, Ints
 
 CHUNK_ROWS = 1024
 BUFFERED_BYTES = 64 << 20
@@ -87,14 +87,17 @@ class FlatReader(Reader):
             for start in range(0, self._starts[count], MIXED_TOKENS):
                 yield array[start : min(start + MIXED_TOKENS, self._starts[count])]
 
-    def last(self, point: str, numbers: Sequence[int]) -> Array:
-        return self._rows(point, [self._starts[number + 1] - 1 for number in numbers])
+    def gather(self, point: str, numbers: Ints, positions: Ints) -> Array:
+        starts = np.array(self._starts)
+        once, back = np.unique(starts[numbers + (positions < 0)] + positions, return_inverse=True)
+        return self.rows(self._arrays[point], once)[back]
 
-    def gather(self, point: str, picks: Sequence[Pick]) -> Array:
-        return self._rows(point, [self._starts[number] + position for number, position in picks])
-
-    def _rows(self, point: str, rows: Sequence[int]) -> Array:
-        return np.stack([self._arrays[point][row] for row in rows])
+    def rows(self, array: Any, rows: Ints) -> Array:
+        """Ascending rows, each chunk read once."""
+        chunks, starts = np.unique(rows // CHUNK_ROWS, return_index=True)
+        first = (chunks * CHUNK_ROWS).tolist()
+        parts = zip(first, np.split(rows, starts[1:]), strict=True)
+        return np.concatenate([array[start : start + CHUNK_ROWS][inside - start] for start, inside in parts])
 
     def batches(self, point: str, size: int, seed: int) -> Iterator[Array]:
         """Runs of chunks in random order, mixed."""

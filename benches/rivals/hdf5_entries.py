@@ -65,14 +65,6 @@ class Hdf5Reader(Reader):
     def entry(self, number: int) -> list[Array]:
         return [values[...] for values in self._file[self.keys[number]].values()]
 
-    def last(self, point: str, numbers: Sequence[int]) -> Array:
-        return self.gather(point, [(number, -1) for number in numbers])
-
-    def gather(self, point: str, picks: Sequence[tuple[int, int]]) -> Array:
-        import numpy as np
-
-        return np.stack([self._file[self.keys[number]][point][position] for number, position in picks])
-
     def metadata(self) -> list[dict[str, Any]]:
         return [json.loads(self._file[key].attrs["document"]) for key in self.keys]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from rivals.rival import Array, Reader
+    from rivals.rival import Reader
 
 FILE = "rows.h5"
 
@@ -55,25 +55,6 @@ class FlatHdf5Reader(FlatReader):
     def __init__(self, folder: Path, keys: Sequence[str]) -> None:
         self._file = h5py.File(folder / FILE, "r")
         super().__init__(folder, keys, {name: self._file[name] for name in self._file})
-
-    def _rows(self, point: str, rows: Sequence[int]) -> Array:
-        """Ascending and each once, so that a chunk is decoded once; then in the order asked for."""
-        import numpy as np
-
-        once, back = np.unique(rows, return_inverse=True)
-        return self._arrays[point][once][back] if len(once) < CHUNK_ROWS else self._scattered(point, once)[back]
-
-    def _scattered(self, point: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Chunk by chunk: h5py's own selection of many rows takes far longer."""
-        import numpy as np
-
-        array = self._arrays[point]
-        parts: list[np.ndarray[Any, Any]] = []
-        for chunk in np.unique(rows // CHUNK_ROWS).tolist():
-            start = chunk * CHUNK_ROWS
-            inside = rows[(rows >= start) & (rows < start + CHUNK_ROWS)] - start
-            parts.append(array[start : start + CHUNK_ROWS][inside])
-        return np.concatenate(parts)
 
     def close(self) -> None:
         self._file.close()

@@ -14,7 +14,7 @@ from datasets.utils.logging import disable_progress_bar
 from rivals.rival import Reader, Rival, Syncs, bits, document, sync_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from entries import Entry
@@ -71,7 +71,16 @@ class DatasetReader(Reader):
         return self._array(self._points[point][number], point)
 
     def _array(self, table: Any, point: str) -> np.ndarray[Any, Any]:
-        return table.column(point).chunk(0).flatten().to_numpy().reshape(-1, self._width)
+        return next(self._arrays(table, point))
+
+    def _arrays(self, table: Any, point: str) -> Iterator[np.ndarray[Any, Any]]:
+        return (rows.flatten().to_numpy().reshape(-1, self._width) for rows in table.column(point).chunks)
+
+    def everything(self, count: int) -> Iterator[Array]:
+        """Batch by batch, a column at a time."""
+        for table in self._all.select(range(count)).iter(BATCH_ROWS):
+            for point in self._points:
+                yield from self._arrays(table, point)
 
     def entry(self, number: int) -> list[Array]:
         table = self._all[number]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from entries import Entry
-    from rivals.rival import Array, Pick
+    from rivals.rival import Array, Ints
 
 FILE = "rows"
 INDEX = "index.json"
@@ -57,25 +57,20 @@ class MapReader(Reader):
         with (folder / FILE).open("rb") as file:
             map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(map, index["dtype"]).reshape(-1, index["width"])
-        self._tokens: list[int] = index["rows"]
+        self._tokens = np.array(index["rows"])
         self._points = {point: number for number, point in enumerate(index["points"])}
-        self._starts = (np.cumsum([0, *self._tokens]) * len(self._points)).tolist()
-
-    def _start(self, number: int, point: str) -> int:
-        return self._starts[number] + self._points[point] * self._tokens[number]
+        self._starts = np.cumsum([0, *self._tokens]) * len(self._points)
 
     def activation(self, number: int, point: str) -> Array:
-        start = self._start(number, point)
+        start = self._starts[number] + self._points[point] * self._tokens[number]
         return self._rows[start : start + self._tokens[number]]
 
     def entry(self, number: int) -> list[Array]:
         return [self.activation(number, point) for point in self._points]
 
-    def last(self, point: str, numbers: Sequence[int]) -> Array:
-        return self._rows[[self._start(number, point) + self._tokens[number] - 1 for number in numbers]]
-
-    def gather(self, point: str, picks: Sequence[Pick]) -> Array:
-        return self._rows[[self._start(number, point) + position for number, position in picks]]
+    def gather(self, point: str, numbers: Ints, positions: Ints) -> Array:
+        tokens = self._tokens[numbers]
+        return self._rows[self._starts[numbers] + self._points[point] * tokens + positions % tokens]
 
     def metadata(self) -> list[dict[str, Any]]:
         return self._documents

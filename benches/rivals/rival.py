@@ -3,7 +3,7 @@
 A rival is a module of this folder with one class, in the table of `rivals/__init__.py`. Whoever knows how to make one
 faster changes that class alone. Rules for all: what was written must be durable when `write` returns, with a sync every
 `sync_every` bytes or one at the end; readers give arrays or tensors of the stored bits (bfloat16 as uint16 where a
-container has no such type); what a container cannot do raises `Unsupported` with the reason.
+container has no such type).
 """
 
 from __future__ import annotations
@@ -24,17 +24,12 @@ if TYPE_CHECKING:
     from entries import Entry
 
     Array = np.ndarray[Any, Any] | torch.Tensor
-    Pick = tuple[int, int]
-    """Entry and position."""
+    Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-__all__ = ["Reader", "Rival", "Syncs", "Unsupported", "bits", "document", "sync_file", "sync_folder"]
+__all__ = ["Reader", "Rival", "Syncs", "bits", "document", "sync_file", "sync_folder"]
 
 MIXED_TOKENS = 32_768
 """Rows that a shuffle without an index mixes at a time."""
-
-
-class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
-    """What a contestant cannot do, and why."""
 
 
 class Reader(ABC):
@@ -60,13 +55,13 @@ class Reader(ABC):
         for number in range(count):
             yield from self.entry(number)
 
-    def last(self, point: str, numbers: Sequence[int]) -> Array:
-        """[n, d]: the last token of each entry."""
-        return stacked(self.activation(number, point)[-1] for number in numbers)
-
-    def gather(self, point: str, picks: Sequence[Pick]) -> Array:
-        """[n, d]: one token for each pick."""
-        return stacked(self.activation(number, point)[position] for number, position in picks)
+    def gather(self, point: str, numbers: Ints, positions: Ints) -> Array:
+        """[n, d]: of each entry one token, -1 the last; an entry that comes often is read once."""
+        order = np.argsort(numbers, kind="stable")
+        entries, starts = np.unique(numbers[order], return_index=True)
+        groups = np.split(positions[order], starts[1:])
+        rows = [self.activation(number, point)[group] for number, group in zip(entries.tolist(), groups, strict=True)]
+        return joined(rows)[np.argsort(order)]
 
     def batches(self, point: str, size: int, seed: int) -> Iterator[Array]:
         """Shuffled batches [size, d] of all tokens: entries in random order, mixed `MIXED_TOKENS` at a time."""
@@ -155,9 +150,8 @@ def document(entry: Entry) -> str:
     return json.dumps(entry.document())
 
 
-def stacked(rows: Iterable[Array]) -> Array:
-    found = list(rows)
-    return torch.stack(found) if isinstance(found[0], torch.Tensor) else np.stack(found)
+def joined(parts: Sequence[Array]) -> Array:
+    return torch.cat(list(parts)) if isinstance(parts[0], torch.Tensor) else np.concatenate(parts)
 
 
 def mixed(parts: Iterable[Array], size: int, random: np.random.Generator) -> Iterator[Array]:
@@ -178,8 +172,5 @@ def mixed(parts: Iterable[Array], size: int, random: np.random.Generator) -> Ite
 
 
 def permuted(parts: Sequence[Array], random: np.random.Generator) -> Array:
-    if isinstance(parts[0], torch.Tensor):
-        joined = torch.cat(list(parts))  # type: ignore[arg-type]
-        return joined[torch.from_numpy(random.permutation(len(joined)))]
-    joined = np.concatenate(parts)
-    return joined[random.permutation(len(joined))]
+    rows = joined(parts)
+    return rows[random.permutation(len(rows))]

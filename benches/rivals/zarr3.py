@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from rivals.rival import Array, Reader
+    from rivals.rival import Array, Ints, Reader
 
 FOLDER = "rows.zarr"
 
@@ -48,8 +48,8 @@ class ZarrReader(FlatReader):
     def __init__(self, folder: Path, keys: Sequence[str]) -> None:
         super().__init__(folder, keys, dict(zarr.open_group(folder / FOLDER, mode="r").arrays()))
 
-    def _rows(self, point: str, rows: Sequence[int]) -> Array:
-        return self._arrays[point].oindex[list(rows), :]
+    def rows(self, array: zarr.Array, rows: Ints) -> Array:
+        return array.oindex[rows, :]
 
     def close(self) -> None:
         self._arrays.clear()
