@@ -46,6 +46,8 @@ MODEL_COPIES = 2
 ROW_READS = {"raw": 4000, "zstd": 200, "planes": 4000, "archive": 1000}
 """Rows read in a round, about."""
 CODECS = ("planes", "archive")
+PASSES = 10
+"""Of a round of two threads against one."""
 DISTANCES = (1, 2, 3, 4, 6, 8, 16)
 """Key distances of which the ratio is reported."""
 
@@ -204,7 +206,7 @@ def speed(ours: Ours, data: Data, options: argparse.Namespace) -> dict[str, Any]
         tasks[f"memcpy/{buffers}"] = lambda _, buffers=buffers: ours.ask("copy", buffers)
         for codec, kernel in ((codec, kernel) for codec in sizes for kernel in ours.kernels):
             for task in ("encode", "decode"):
-                words = (task, codec, kernel, buffers)
+                words = (task, codec, kernel, buffers, 1)
                 tasks[f"{codec} {kernel}/{task}/{buffers}"] = lambda _, words=words: ours.ask(*words)
     series = rounds(tasks, options.rounds)
     rows: dict[str, Any] = {
@@ -277,12 +279,13 @@ def key_distances(ours: Ours, data: Data) -> dict[str, Any]:
 
 
 def threads(one: Ours, two: Ours, data: Data, options: argparse.Namespace) -> dict[str, Any]:
-    """Two threads against one, in the same rounds."""
+    """Two threads against one, in the same rounds. A round is several passes: threads that wake up late, once, are not
+    what is looked for."""
     one.load(data, options.keys)
     two.load(data, options.keys, threads=2)
     tasks: dict[str, Task] = {}
     for codec, task in ((codec, task) for codec in CODECS for task in ("encode", "decode")):
-        words = (task, codec, one.kernels[-1], "reused")
+        words = (task, codec, one.kernels[-1], "reused", PASSES)
         for count, side in enumerate((one, two), 1):
             tasks[f"{codec} {task}/{count}"] = lambda _, side=side, words=words: side.ask(*words)
     series = rounds(tasks, options.rounds)

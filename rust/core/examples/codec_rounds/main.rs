@@ -8,8 +8,8 @@
 //! | `load GROUP DTYPE whole\|texts all\|residual THREADS KEYS` | bytes of the activations that are now worked on |
 //! | `kernels` | the names of what there is on this machine |
 //! | `sizes CODEC` | for each activation its bytes, raw and stored, frames, and those of its model |
-//! | `encode CODEC KERNEL reused\|fresh` | seconds |
-//! | `decode CODEC KERNEL reused\|fresh` | seconds |
+//! | `encode CODEC KERNEL reused\|fresh PASSES` | seconds a pass |
+//! | `decode CODEC KERNEL reused\|fresh PASSES` | seconds a pass |
 //! | `copy reused\|fresh` | seconds |
 //! | `read CODEC KERNEL layers\|all\|top plain\|checked COUNT SEED` | seconds a row, of about COUNT single rows |
 //!
@@ -70,17 +70,17 @@ impl Bench {
                 let (job, coding) = self.coding(codec)?;
                 coding.sizes(job)
             }
-            ["encode", codec, kernel, buffers] => {
-                let (job, coding) = self.coding(codec)?;
-                job.timed(&mut coding.parts, |part| job.encode(&coding.scheme, find(kernel)?, part, buffers == "fresh"))
+            ["encode", codec, kernel, buffers, passes] => {
+                let ((job, coding), kernel, fresh) = (self.coding(codec)?, find(kernel)?, buffers == "fresh");
+                job.timed(&mut coding.parts, passes.parse()?, |part| job.encode(&coding.scheme, kernel, part, fresh))
             }
-            ["decode", codec, kernel, buffers] => {
-                let (job, coding) = self.coding(codec)?;
-                job.timed(&mut coding.parts, |part| job.decode(&coding.scheme, find(kernel)?, part, buffers == "fresh"))
+            ["decode", codec, kernel, buffers, passes] => {
+                let ((job, coding), kernel, fresh) = (self.coding(codec)?, find(kernel)?, buffers == "fresh");
+                job.timed(&mut coding.parts, passes.parse()?, |part| job.decode(&coding.scheme, kernel, part, fresh))
             }
             ["copy", buffers] => {
                 let (job, coding) = self.coding("raw")?;
-                job.timed(&mut coding.parts, |part| job.copy(&coding.scheme, part, buffers == "fresh"))
+                job.timed(&mut coding.parts, 1, |part| job.copy(&coding.scheme, part, buffers == "fresh"))
             }
             ["read", codec, kernel, order, check, count, seed] => {
                 let (job, coding) = self.coding(codec)?;

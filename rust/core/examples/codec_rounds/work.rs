@@ -13,14 +13,20 @@ use crate::data::{Job, Piece};
 use crate::{Outcome, at};
 
 impl Job {
-    /// Seconds that `work` takes for all parts, each on a thread of its own.
-    pub(crate) fn timed(&self, parts: &mut [Part], work: impl Fn(&mut Part) -> Outcome<()> + Sync) -> Outcome<Value> {
+    /// Seconds that `work` takes for all parts, each so many times on a thread of its own; the time of one pass.
+    pub(crate) fn timed(
+        &self,
+        parts: &mut [Part],
+        passes: u32,
+        work: impl Fn(&mut Part) -> Outcome<()> + Sync,
+    ) -> Outcome<Value> {
+        let work = |part: &mut Part| (0..passes).try_for_each(|_| work(part));
         let start = Instant::now();
         match parts {
             [part] => work(part)?,
-            parts => self.pool.install(|| parts.par_iter_mut().try_for_each(&work))?,
+            parts => self.pool.install(|| parts.par_iter_mut().try_for_each(work))?,
         }
-        Ok(json!(start.elapsed().as_secs_f64()))
+        Ok(json!(start.elapsed().as_secs_f64() / f64::from(passes)))
     }
 
     /// Encodes every piece: into one buffer that is there already, frame after frame, or each piece into a fresh one.

@@ -97,24 +97,29 @@ impl<'a> Index<'a> {
         Ok(Self { base: usize::from(head & ((1 << BASE_BITS) - 1)), lengths, marks, escapes })
     }
 
-    /// Bits, or bytes, of the segments before this one.
-    pub(super) fn length_before(&self, segment: usize) -> usize {
-        self.base * segment + self.lengths.sum(segment)
+    /// Bits, or bytes, of these segments.
+    pub(super) fn length(&self, segments: Range<usize>) -> usize {
+        self.base * segments.len() + self.lengths.sum(segments)
+    }
+
+    /// Where segments begin, of which each is asked for after those before it.
+    pub(super) fn walk(&self) -> Walk<'_, 'a> {
+        Walk { index: self, segment: 0, at: 0 }
     }
 
     /// Values elsewhere of the segments before this one.
-    pub(super) fn escapes_before(&self, segment: usize) -> usize {
+    fn escapes_before(&self, segment: usize) -> usize {
         let marked = self.marked_before(segment);
-        marked + self.escapes.sum(marked)
+        marked + self.escapes.sum(0..marked)
     }
 
     /// Values elsewhere of all segments.
     pub(super) fn all_escapes(&self) -> usize {
-        self.escapes.low.len() + self.escapes.sum(self.escapes.low.len())
+        self.escapes.low.len() + self.escapes.sum(0..self.escapes.low.len())
     }
 
     /// Whether a segment has values elsewhere.
-    pub(super) fn is_marked(&self, segment: usize) -> bool {
+    fn is_marked(&self, segment: usize) -> bool {
         bit(self.marks, segment) != 0
     }
 
@@ -140,6 +145,23 @@ impl<'a> Index<'a> {
     }
 }
 
+/// A segment, and where it begins.
+pub(super) struct Walk<'i, 'a> {
+    index: &'i Index<'a>,
+    segment: usize,
+    at: usize,
+}
+
+impl Walk<'_, '_> {
+    /// Where a segment begins that is none of those before the last one.
+    #[inline(always)]
+    pub(super) fn start(&mut self, segment: usize) -> usize {
+        self.at += self.index.length(self.segment..segment);
+        self.segment = segment;
+        self.at
+    }
+}
+
 /// Numbers: a byte each of their low bits, and planes of the bits above them, the lowest first.
 struct Numbers<'a> {
     low: &'a [u8],
@@ -160,10 +182,10 @@ impl<'a> Numbers<'a> {
         high + self.low.get(number).copied().map_or(0, usize::from)
     }
 
-    /// The sum of the first of them.
-    fn sum(&self, count: usize) -> usize {
-        let low = self.low.get(..count).unwrap_or(self.low);
-        sum(low) + self.planes().map(|(shift, plane)| ones_before(plane, count) << shift).sum::<usize>()
+    /// The sum of some of them.
+    fn sum(&self, some: Range<usize>) -> usize {
+        let low = self.low.get(some.clone()).unwrap_or_default();
+        sum(low) + self.planes().map(|(shift, plane)| ones_within(plane, &some) << shift).sum::<usize>()
     }
 }
 
@@ -188,6 +210,11 @@ fn ones_before(bits: &[u8], at: usize) -> usize {
     let (whole, some) = bits.split_at_checked(at / 8).unwrap_or((bits, &[]));
     let here = some.first().map_or(0, |byte| (byte & ((1 << (at % 8)) - 1)).count_ones() as usize);
     ones(whole) + here
+}
+
+fn ones_within(bits: &[u8], some: &Range<usize>) -> usize {
+    let bits = bits.get(some.start / 8..).unwrap_or_default();
+    ones_before(bits, some.end - some.start / 8 * 8) - ones_before(bits, some.start % 8)
 }
 
 fn ones(bytes: &[u8]) -> usize {
@@ -237,8 +264,12 @@ mod tests {
             prop_assert!(fields.0.is_empty());
             for at in 0..=segments.len() {
                 let before = segments.iter().take(at);
-                prop_assert_eq!(index.length_before(at), before.clone().map(|segment| segment.0).sum::<usize>());
+                prop_assert_eq!(index.length(0..at), before.clone().map(|segment| segment.0).sum::<usize>());
                 prop_assert_eq!(index.escapes_before(at), before.map(|segment| segment.1).sum::<usize>());
+            }
+            for (from, to) in (0..segments.len()).flat_map(|from| [(from, from + 1), (from, segments.len())]) {
+                let some = segments.iter().take(to).skip(from);
+                prop_assert_eq!(index.length(from..to), some.map(|segment| segment.0).sum::<usize>());
             }
             let mut due = 0;
             for ((number, segment), start) in segments.iter().enumerate().zip(index.starts(0..segments.len())) {
@@ -264,7 +295,7 @@ mod tests {
         let mut fields = Fields(&stored);
         let index = Index::read(ESCAPES, 3, &mut fields).unwrap();
         assert!(fields.0.is_empty());
-        assert_eq!([0, 1, 2, 3].map(|segment| index.length_before(segment)), [0, 9, 18, 26]);
+        assert_eq!([0, 1, 2, 3].map(|segment| index.length(0..segment)), [0, 9, 18, 26]);
         assert_eq!((index.all_escapes(), index.is_marked(0), index.is_marked(1)), (2, false, true));
         assert_eq!(index.starts(0..3).collect::<Vec<_>>(), [None, Some(0), None]);
     }

@@ -78,7 +78,7 @@ impl<'a> Parsed<'a> {
         let raws = fields.take(mids::packed_len(shape.values, H::RAW))?;
         let segments = shape.segments.count();
         let index = Index::read(flags, segments, &mut fields)?;
-        let codes = fields.take(index.length_before(segments))?;
+        let codes = fields.take(index.length(0..segments))?;
         let (escapes, rest) = fields.0.as_chunks::<2>();
         if escapes.len() != index.all_escapes() || !rest.is_empty() {
             return Err(malformed("a frame does not end with its escapes"));
@@ -148,8 +148,8 @@ impl<'a> Parsed<'a> {
     fn read_symbols(&self, first: usize, places: &mut [u16]) {
         let (period, longest) = (self.shape.segments.period(), self.shape.segments.longest());
         let places = places.chunks_mut(period).flat_map(|period| period.chunks_mut(longest));
-        let lanes = (first..).zip(places);
-        let mut lanes = lanes.map(|(segment, places)| Lane { at: 8 * self.index.length_before(segment), places });
+        let mut walk = self.index.walk();
+        let mut lanes = (first..).zip(places).map(|(segment, places)| Lane { at: 8 * walk.start(segment), places });
         while let Some(lane) = lanes.next() {
             let [second, third, fourth] = [lanes.next(), lanes.next(), lanes.next()].map(Option::unwrap_or_default);
             read_codes(self.coder.table(), self.codes, [lane, second, third, fourth]);
@@ -162,11 +162,9 @@ impl<'a> Parsed<'a> {
         let (period, longest) = (self.shape.segments.period(), self.shape.segments.longest());
         let symbols = symbols.chunks(period).flat_map(|period| period.chunks(longest));
         let out = out.chunks_mut(period).flat_map(|period| period.chunks_mut(longest));
-        for (segment, (symbols, out)) in (first..).zip(symbols.zip(out)) {
-            if !self.index.is_marked(segment) {
-                continue;
-            }
-            let mut escapes = self.escapes.iter().skip(self.index.escapes_before(segment));
+        for (start, (symbols, out)) in self.index.starts(first..usize::MAX).zip(symbols.zip(out)) {
+            let Some(start) = start else { continue };
+            let mut escapes = self.escapes.iter().skip(start);
             for (symbols, out) in symbols.chunks(LOOKED_AT).zip(out.chunks_mut(LOOKED_AT)) {
                 if symbols.iter().fold(0, |any, symbol| any | symbol) < ESCAPE_ABOVE {
                     continue;

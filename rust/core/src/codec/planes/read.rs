@@ -5,7 +5,7 @@ use std::ops::Range;
 use ::zstd::zstd_safe::DCtx;
 
 use super::super::classes::{Decoded, Lane, PLACES, SLACK};
-use super::super::index::{ESCAPES, Fields, Index};
+use super::super::index::{ESCAPES, Fields, Index, Walk};
 use super::super::kernel::Kernel;
 use super::super::segments::{Piece, SEGMENT, Segments};
 use super::super::words::{Lows, add_mids, each_escape, join, join_classes, symbols};
@@ -141,12 +141,13 @@ impl<'a> Parsed<'a> {
         }
         let mut escapes = codes.index.starts(covering.clone());
         let mut first = covering.start;
+        let mut walk = codes.index.walk();
         while first < covering.end {
             let left = covering.end - first;
             // Lanes of the same length: none waits for another.
             let group = if left < LANES { left } else { (left - left % LANES).min(GROUP) };
             let each = group.div_ceil(LANES);
-            let starts = codes.find_classes(kernel, segments, (first..first + group, each), classes);
+            let starts = codes.find_classes(kernel, segments, (first..first + group, each), &mut walk, classes);
             for mut start in starts.into_iter().take(group / each) {
                 for (piece, escapes) in pieces.by_ref().zip(escapes.by_ref()).take(each) {
                     let classes = classes.get(start..start + piece.values.len()).unwrap_or_default();
@@ -224,7 +225,7 @@ impl<'a> Codes<'a> {
         let index = Index::read(flags, segments, &mut fields)?;
         let bits = fields.0.len().checked_sub(index.all_escapes());
         let bits = fields.take(bits.ok_or_else(|| malformed("a frame is cut short"))?)?;
-        if bits.len() != index.length_before(segments).div_ceil(8) {
+        if bits.len() != index.length(0..segments).div_ceil(8) {
             return Err(malformed("the codes of a frame are not as long as its index says"));
         }
         Ok(Self { coder, index, bits, escapes: fields.0 })
@@ -236,14 +237,15 @@ impl<'a> Codes<'a> {
         kernel: Kernel,
         segments: Segments,
         (group, each): (Range<usize>, usize),
+        walk: &mut Walk<'_, '_>,
         classes: &mut Decoded,
     ) -> [usize; LANES] {
         let stride = each * segments.longest() + SLACK;
-        let lane = |number: usize| {
+        let mut lane = |number: usize| {
             let first = (group.start + number * each).min(group.end);
             let due = segments.start((first + each).min(group.end)) - segments.start(first);
             let place = number * stride;
-            Lane { at: self.index.length_before(first), place, end: place + due }
+            Lane { at: walk.start(first), place, end: place + due }
         };
         let table = self.coder.table();
         if group.len() == 1 {
