@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -52,12 +54,12 @@ class Isolated:
         """System calls that sync, from creating to closing, in each regime. Needs strace."""
         if tracer := shutil.which("strace"):
             for one in some:
-                self._once("syncs", one.name, lambda one=one: self._syncs(tracer, one.name, entries))
+                self._once("syncs", one.name, lambda one=one: self._syncs(tracer, one, entries))
 
     def memory(self, some: Iterable[Rival], counts: Sequence[int]) -> None:
         for one in some:
             for count in counts:
-                self._once("memory", f"{one.name}, {count}", lambda one=one, n=count: self._memory(one.name, n))
+                self._once("memory", f"{one.name}, {count}", lambda one=one, count=count: self._memory(one, count))
 
     def _once(self, what: str, of: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Measure, unless it was or no time is left."""
@@ -83,7 +85,15 @@ class Isolated:
         words = list(map(str, command))
         if left is not None and left < LEAST_SECONDS:
             raise subprocess.TimeoutExpired(words, left)
-        return subprocess.run(words, stdout=subprocess.PIPE, check=True, timeout=left).stdout
+        with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as process:
+            try:
+                output, _ = process.communicate(timeout=left)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # whatever is traced would go on without its tracer
+                raise
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, words)
+        return output
 
     def _child(self, *words: object, within: Sequence[object] = ()) -> dict[str, Any]:
         return json.loads(self._run(*within, sys.executable, CHILD, *words))
@@ -111,18 +121,35 @@ class Isolated:
         runs = [self._child("open", self._place, entries) for _ in range(OPENS)]
         return {"entries": entries, **{name: median(run[name] for run in runs) for name in ("seconds", "peak")}}
 
-    def _memory(self, name: str, entries: int) -> dict[str, Any]:
-        wrote = self._child("write", name, "write_64", self._place, DATA, DTYPE, entries)
-        read = self._child("read", name, self._place, DATA, DTYPE, entries)
-        return {"name": name, "entries": entries, "write": wrote["peak"], "read": read["peak"]}
+    def _memory(self, one: Rival, entries: int) -> dict[str, Any]:
+        words = (self._place, DATA, DTYPE, entries)
+        wrote = self._child("write-peak", place(one), *words)
+        read = self._child("read-peak", place(one), *words)
+        return {"name": one.name, "entries": entries, "write": wrote["peak"], "read": read["peak"]}
 
-    def _syncs(self, tracer: str, name: str, entries: int) -> dict[str, int]:
+    def _syncs(self, tracer: str, one: Rival, entries: int) -> dict[str, int]:
         found: dict[str, int] = {}
         log = self._folder / "syncs.txt"
-        within = (tracer, "-f", "-qq", "-e", f"trace={','.join(SYNCS)}", "-e", "signal=none", "-o", log)
+        within = (
+            tracer,
+            "-f",
+            "--seccomp-bpf",
+            "-qq",
+            "-e",
+            f"trace={','.join(SYNCS)}",
+            "-e",
+            "signal=none",
+            "-o",
+            log,
+        )
         for job in WRITES:
             shutil.rmtree(self._place, ignore_errors=True)
-            self._child("write", name, job, self._place, DATA, DTYPE, entries, within=within)
+            self._child("write", place(one), job, self._place, DATA, DTYPE, entries, within=within)
             lines = log.read_text(encoding="utf-8").splitlines()
             found[job] = sum("(" in line and "resumed" not in line for line in lines)
         return found
+
+
+def place(one: Rival) -> str:
+    """Where a child finds it."""
+    return f"{type(one).__module__}:{type(one).__name__}"

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from entries import Entry
     from rivals.rival import Array, Ints, Reader
 
-__all__ = ["JOBS", "READS", "TITLES", "WHOLE_STORE", "WRITES", "Case", "Job", "Workload", "Wrong", "single_latency"]
+__all__ = [
+    "JOBS",
+    "READS",
+    "SYNC_BYTES",
+    "TITLES",
+    "WHOLE_STORE",
+    "WRITES",
+    "Case",
+    "Job",
+    "Workload",
+    "Wrong",
+    "single_latency",
+]
 
 RANDOM_ENTRIES = 1000
 LAST_TOKENS = 5000

@@ -27,9 +27,9 @@ class Planes(Rival):
     memory: str = "1 GiB"
 
     def write(self, folder: Path, entries: Sequence[Entry], sync_every: int | None) -> int:
-        """A commit comes every 64 MiB at the latest and syncs; with `interval` it is the clock that asks for a sync.
+        """A commit comes every 64 MiB at the latest and syncs; with `interval` the clock asks, and at last closing.
 
-        Creating and closing sync too, which the writer does not count.
+        Counted are syncs of entries; creating and closing also sync what says that there is a store.
         """
         durability = "interval" if sync_every is None else "commit"
         place = folder / "store"
@@ -43,7 +43,8 @@ class Planes(Rival):
                         metadata=entry.metadata,
                         key=entry.key,
                     )
-            return writer.stats["syncs"]
+            at_close = durability == "interval" and store.backend == "shards"
+            return writer.stats["syncs"] + at_close
 
     def open(self, folder: Path, keys: Sequence[str]) -> Reader:
         return StoreReader(folder / "store", keys, self.memory)

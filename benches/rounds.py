@@ -113,14 +113,17 @@ class Run:
         return self._folder / "".join(letter if letter.isalnum() else "-" for letter in name)
 
     def _prepare(self, name: str) -> None:
-        """The store that every read of a contestant uses; a first small one is for whatever happens only once."""
-        rival, every, store = self._contestants[name], self._plan.entries, self._store(name)
-        some = max(1, every // 50)
+        """The store that every read of a contestant uses; a first small one is for whatever happens only once.
+
+        Ours and the bound have all entries, since everybody is compared with them.
+        """
+        rival, count, store = self._contestants[name], self._plan.entries, self._store(name)
+        some = max(1, count // 50)
         for _ in range(2):
             seconds, _ = contest.write(rival, store, self._work, some, "write_64")
         most = min(LONGEST_STORE, self._left() / (2 * len(self._contestants)))
-        slow = seconds * every / some > most
-        count = whole(every, step(most * some / seconds / every)) if slow else every
+        if not rival.ours and not rival.bound and seconds * count / some > most:
+            count = whole(count, step(most * some / seconds / count))
         contest.write(rival, store, self._work, count, "write_64")
         raw = sum(entry.raw_bytes for entry in self._work.entries[:count])
         self.state["stores"][name] = {"entries": count, "raw": raw, "files": page_cache.file_bytes(store)}
