@@ -45,7 +45,7 @@ class Mode:
     entries: int
     rounds: int
     seconds: float | None
-    """What a benchmark may take, but for loading the data and writing the report; None has no bound."""
+    """What everything may take, the report left out; None has no bound."""
     many_entries: int
     memory_entries: tuple[int, ...]
     rivals_apart: bool = False
@@ -53,18 +53,14 @@ class Mode:
 
 
 MODES = {
-    "quick": Mode(("bfloat16",), 60, 1, 125, 20_000, (60,)),
-    "bench": Mode(("bfloat16",), 2000, 7, 1080, 1_000_000, (2000, 20_000)),
+    "quick": Mode(("bfloat16",), 60, 1, 120, 20_000, (60,)),
+    "bench": Mode(("bfloat16",), 2000, 7, 1170, 1_000_000, (2000, 20_000)),
     "full": Mode(("bfloat16", "float16", "float32"), 2000, 9, None, 1_000_000, (2000, 20_000), rivals_apart=True),
 }
-PARTS = {"minilm": 0.55, "embedded": 0.1, "apart": 0.35}
-"""Of the seconds."""
+PARTS = {"minilm": 0.5, "embedded": 0.1}
+"""Of the seconds; what is left of them is for what runs in processes of its own."""
 COMPARED = ("actstore", "actstore, raw", "py-lmdb, pickled")
 """Whose memory and syncs are measured where not everybody's are."""
-
-
-def part(mode: Mode, name: str) -> float | None:
-    return None if mode.seconds is None else mode.seconds * PARTS[name]
 
 
 def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival]) -> list[dict[str, Any]]:
@@ -73,7 +69,8 @@ def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival])
     for data, dtype in [*(("minilm", dtype) for dtype in mode.dtypes), ("embedded", "bfloat16")]:
         print(f"{data}, {dtype}", flush=True)
         work = Workload(entries.load(data, dtype, chosen.entries or mode.entries))
-        plan = Plan(data, dtype, len(work.entries), chosen.rounds or mode.rounds, part(mode, data), commit)
+        seconds = None if mode.seconds is None else mode.seconds * PARTS[data]
+        plan = Plan(data, dtype, len(work.entries), chosen.rounds or mode.rounds, seconds, commit)
         gc.collect()
         gc.freeze()  # so that collecting before each time looks at nothing that stays
         run = Run(plan, some, work, STORES / chosen.mode)
@@ -83,11 +80,10 @@ def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival])
     return found
 
 
-def apart(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival]) -> dict[str, Any]:
+def apart(mode: Mode, isolated: Isolated, some: list[Rival]) -> dict[str, Any]:
     """What runs in processes of its own."""
     print("processes of their own", flush=True)
     measured = [one for one in some if one.name in COMPARED or (mode.rivals_apart and not one.ours)]
-    isolated = Isolated(STORES / chosen.mode / "apart", commit, part(mode, "apart"))
     isolated.imports(mode.rounds)
     isolated.open(mode.many_entries)
     isolated.syncs(measured, mode.memory_entries[0])
@@ -119,9 +115,12 @@ def main() -> None:
     others, absent = rivals.load()
     some = [*ours.load(), *others]
     where = machine.describe(sorted({one.package for one in some if one.package} | set(PACKAGES)))
-    document: dict[str, Any] = {"mode": chosen.mode, "machine": where, "left_out": absent}
+    document: dict[str, Any] = {"mode": chosen.mode, "machine": where, "left_out": absent, "isolated": {}}
     document["runs"] = runs(mode, chosen, where["commit"], some)
-    document["isolated"] = {} if chosen.only else apart(mode, chosen, where["commit"], some)
+    if not chosen.only:
+        left = None if mode.seconds is None else mode.seconds - (time.monotonic() - start)
+        isolated = Isolated(STORES / chosen.mode / "apart", where["commit"], left)
+        document["isolated"] = apart(mode, isolated, some)
     document["targets"] = judge(document, codec_figures())
     document["seconds"] = time.monotonic() - start
     write(document, chosen.mode, chosen.out)

@@ -19,15 +19,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-import actstore
-from entries import Entry, describe, load, stream
-from jobs import SYNC_BYTES, WRITES
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from entries import Entry
     from rivals.rival import Rival
 
 MEMORY = "32 MiB"
@@ -63,11 +58,13 @@ class Peak:
         return self.most - self.before
 
 
-class Endless(Sequence[Entry]):
+class Endless(Sequence["Entry"]):
     """The entries of a data set over and over under other keys, one in memory at a time."""
 
     def __init__(self, data: str, dtype: str, count: int) -> None:
         self._data, self._dtype = data, dtype
+        from entries import describe
+
         texts = describe(data)["texts"]
         self.keys = [f"{number}-{texts[number % len(texts)]['key']}" for number in range(count)]
 
@@ -78,6 +75,8 @@ class Endless(Sequence[Entry]):
         return next(itertools.islice(iter(self), number, None))
 
     def __iter__(self) -> Iterator[Entry]:
+        from entries import stream
+
         number = 0
         while number < len(self.keys):
             for entry in stream(self._data, self._dtype, len(self.keys) - number):
@@ -101,12 +100,17 @@ def bounded(place: str) -> Rival:
 
 def write(place: str, job: str, folder: str, data: str, dtype: str, count: str) -> dict[str, Any]:
     """For who counts its syncs: entries that are in memory, as in the rounds."""
+    from entries import load
+    from jobs import WRITES
+
     Path(folder).mkdir(parents=True)
     return {"syncs": contestant(place).write(Path(folder), load(data, dtype, int(count)), WRITES[job])}
 
 
 def write_peak(place: str, folder: str, data: str, dtype: str, count: str) -> dict[str, Any]:
     """Over the interpreter with torch and the contestant's own packages."""
+    from jobs import SYNC_BYTES
+
     rival, entries = bounded(place), Endless(data, dtype, int(count))
     Path(folder).mkdir(parents=True)
     with Peak() as peak:
@@ -125,6 +129,10 @@ def read_peak(place: str, folder: str, data: str, dtype: str, count: str) -> dic
 
 def create(folder: str, count: str) -> dict[str, Any]:
     """A store of tiny entries."""
+    import numpy as np
+
+    import actstore
+
     values = np.arange(4, dtype=np.float32).reshape(1, 4)
     with actstore.create(folder) as store, store.writer() as writer:
         for number in range(int(count)):
@@ -133,6 +141,8 @@ def create(folder: str, count: str) -> dict[str, Any]:
 
 
 def open_store(folder: str, count: str) -> dict[str, Any]:
+    import actstore
+
     with Peak() as peak:
         start = time.perf_counter()
         store = actstore.open(folder)
