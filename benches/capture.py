@@ -133,9 +133,10 @@ def subjects(device: str, count: int) -> list[Subject]:
 
 
 def batches(data: str, device: str, count: int) -> list[Batch]:
-    """Of the texts of the harness, in their order, padded on the right."""
-    ids = [text["token_ids"] for text in entries.describe(data)["texts"]]
-    starts = range(0, min(len(ids), count * BATCH_TEXTS), BATCH_TEXTS)
+    """Of the first texts of the harness, those of like length together, padded on the right."""
+    texts = entries.describe(data)["texts"][: count * BATCH_TEXTS]
+    ids = sorted((text["token_ids"] for text in texts), key=len)
+    starts = range(0, len(ids), BATCH_TEXTS)
     return [padded(ids[start : start + BATCH_TEXTS], device) for start in starts]
 
 
@@ -224,7 +225,7 @@ def row(name: str, of: dict[str, Any]) -> list[str]:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What capturing costs; see README.md.")
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
-    parser.add_argument("--batches", type=int, default=6, help=f"of {BATCH_TEXTS} texts each")
+    parser.add_argument("--batches", type=int, default=4, help=f"of {BATCH_TEXTS} texts each")
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "results")
     return parser.parse_args()
 
