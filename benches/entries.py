@@ -20,7 +20,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 import streams
@@ -147,8 +146,6 @@ class File:
             "dtype": self._dtype,
             "sha256": self._digest.hexdigest(),
             "tokens": sum(lengths),
-            "tokens_median": float(np.median(lengths)),
-            "tokens_95th": float(np.percentile(lengths, 95)),
             "texts": self._texts,
         }
         self._index.write_text(json.dumps(document), encoding="utf-8")
