@@ -35,7 +35,7 @@ __all__ = [
 
 RANDOM_ENTRIES = 1000
 LAST_TOKENS = 5000
-GATHERED_TOKENS = 20_000
+GATHERED_TOKENS = 20_480
 SINGLE_ENTRIES = 200
 BATCH_TOKENS = 4096
 SYNC_BYTES = 64 << 20
@@ -157,7 +157,10 @@ def last_total(work: Workload, case: Case) -> int:
 
 
 def gather(reader: Reader, work: Workload, case: Case) -> int:
-    return total(reader.gather(work.point, *work.picks(case))) % WORDS
+    """As a trainer does, a batch at a time."""
+    numbers, positions = work.picks(case)
+    calls = [slice(start, start + BATCH_TOKENS) for start in range(0, case.operations, BATCH_TOKENS)]
+    return sum(total(reader.gather(work.point, numbers[call], positions[call])) for call in calls) % WORDS
 
 
 def gather_total(work: Workload, case: Case) -> int:
@@ -191,12 +194,12 @@ def batches_total(work: Workload, case: Case) -> int:
     return sum(int(rows.sum()) for rows in work.row_sums[: case.entries]) % WORDS
 
 
-def metadata(reader: Reader, _work: Workload, _case: Case) -> int:
-    return sum(row["metadata"]["row"] for row in reader.metadata()) % WORDS
+def metadata(reader: Reader, _: Workload, case: Case) -> int:
+    return sum(row["metadata"]["row"] for row in reader.metadata(case.operations)) % WORDS
 
 
 def rows_total(_: Workload, case: Case) -> int:
-    return sum(range(case.entries))
+    return sum(range(case.operations))
 
 
 def nothing(_reader: Reader, _work: Workload, _case: Case) -> int:
@@ -222,7 +225,7 @@ def once(_work: Workload, _entries: int) -> int:
 
 WRITES = {"write_end": None, "write_64": SYNC_BYTES}
 """Durable writes, and the bytes after which they sync."""
-WHOLE_STORE = ("batches", "metadata", "open")
+WHOLE_STORE = ("batches", "open")
 """Jobs that go over all entries that a store has."""
 
 READS = {
@@ -242,7 +245,7 @@ READS = {
         Job("last", "last tokens of one layer", "token", scaled(LAST_TOKENS), read_last, last_total),
         Job("gather", "uniform token gather", "token", scaled(GATHERED_TOKENS), gather, gather_total),
         Job("batches", "shuffled token batches", f"batch of {BATCH_TOKENS:,}", batch_count, batches, batches_total),
-        Job("metadata", "metadata of all entries", "store", once, metadata, rows_total),
+        Job("metadata", "metadata of all entries", "entry", of_entries, metadata, rows_total),
         Job("open", "open and close", "store", once, nothing, no_total, opens=True),
         # Last, since they take the stores out of memory.
         Job("read_cold", "full read, cold", "entry", of_entries, read_all, entry_total, cold=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import actstore
@@ -99,8 +100,8 @@ class StoreReader(Reader):
         for batch in self._store.tokens(point, batch_size=size, shuffle=True, seed=seed):
             yield batch.activations
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return self._store.metadata().dicts()
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        return list(islice(self._store.metadata(), count))
 
     def close(self) -> None:
         self._store.close()

@@ -95,7 +95,7 @@ class Run:
         self._say("everybody has a share")
         longest = 0.0
         for number in range(self._plan.rounds):
-            if self._left() < longest:
+            if number and self._left() < longest:
                 self._say(f"no time for more than {number} of {self._plan.rounds} rounds")
                 break
             begun = time.monotonic()

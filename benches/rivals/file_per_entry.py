@@ -54,8 +54,8 @@ class FilesReader(Reader):
     def entry(self, number: int) -> list[Array]:
         return list(self._format.load(self._paths[number]).values())
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return [self._format.load_document(path) for path in self._paths]
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        return [self._format.load_document(path) for path in self._paths[:count]]
 
     def close(self) -> None:
         pass

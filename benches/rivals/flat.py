@@ -106,6 +106,6 @@ class FlatReader(Reader):
         starts = random.permutation(np.arange(0, self._starts[-1], CHUNK_ROWS)).tolist()
         return mixed((array[start : start + CHUNK_ROWS] for start in starts), size, random)
 
-    def metadata(self) -> list[dict[str, Any]]:
+    def metadata(self, count: int) -> list[dict[str, Any]]:
         with np.load(self._index) as index:
-            return [json.loads(str(text)) for text in index["documents"]]
+            return [json.loads(str(text)) for text in index["documents"][:count]]

@@ -65,8 +65,8 @@ class Hdf5Reader(Reader):
     def entry(self, number: int) -> list[Array]:
         return [values[...] for values in self._file[self.keys[number]].values()]
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return [json.loads(self._file[key].attrs["document"]) for key in self.keys]
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        return [json.loads(self._file[key].attrs["document"]) for key in self.keys[:count]]
 
     def close(self) -> None:
         self._file.close()

@@ -86,8 +86,8 @@ class DatasetReader(Reader):
         table = self._all[number]
         return [self._array(table, point) for point in self._points]
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for text in self._documents["document"]]
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in self._documents[:count]["document"]]
 
     def close(self) -> None:
         del self._documents, self._points, self._all

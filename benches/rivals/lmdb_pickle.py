@@ -61,8 +61,8 @@ class PickleReader(Reader):
     def entry(self, number: int) -> list[torch.Tensor]:
         return list(self._value(number)["activations"].values())
 
-    def metadata(self) -> list[dict[str, Any]]:
-        documents = (self._value(number) for number in range(len(self.keys)))
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        documents = (self._value(number) for number in range(count))
         return [{name: value for name, value in row.items() if name != "activations"} for row in documents]
 
     def close(self) -> None:

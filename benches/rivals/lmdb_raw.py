@@ -78,8 +78,8 @@ class RawReader(Reader):
     def entry(self, number: int) -> list[Array]:
         return [self.activation(number, point) for point in self._points]
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return [json.loads(self._text.get(key.encode())) for key in self.keys]
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        return [json.loads(self._text.get(key.encode())) for key in self.keys[:count]]
 
     def close(self) -> None:
         self._transaction.abort()

@@ -72,8 +72,8 @@ class MapReader(Reader):
         tokens = self._tokens[numbers]
         return self._rows[self._starts[numbers] + self._points[point] * tokens + positions % tokens]
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return self._documents
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        return self._documents[:count]
 
     def close(self) -> None:
         del self._rows

@@ -47,8 +47,8 @@ class Reader(ABC):
         """Every activation of one entry."""
 
     @abstractmethod
-    def metadata(self) -> list[dict[str, Any]]:
-        """The documents of all entries."""
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        """The documents of the first `count` entries."""
 
     def everything(self, count: int) -> Iterator[Array]:
         """Every activation of the first `count` entries, in the order that suits the store."""

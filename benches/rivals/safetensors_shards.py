@@ -73,8 +73,9 @@ class ShardsReader(Reader):
     def entry(self, number: int) -> list[torch.Tensor]:
         return [self.activation(number, point) for point in self._points]
 
-    def metadata(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for shard in self._shards.values() for text in shard.metadata().values()]
+    def metadata(self, count: int) -> list[dict[str, Any]]:
+        texts = {key: text for shard in dict.fromkeys(self._of[:count]) for key, text in shard.metadata().items()}
+        return [json.loads(texts[key]) for key in self.keys[:count]]
 
     def close(self) -> None:
         self._of.clear()
