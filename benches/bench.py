@@ -53,7 +53,7 @@ class Mode:
 
 
 MODES = {
-    "quick": Mode(("bfloat16",), 60, 1, 120, 20_000, (60,)),
+    "quick": Mode(("bfloat16",), 60, 1, 150, 20_000, (60,)),
     "bench": Mode(("bfloat16",), 2000, 7, 1170, 1_000_000, (2000, 20_000)),
     "full": Mode(("bfloat16", "float16", "float32"), 2000, 9, None, 1_000_000, (2000, 20_000), rivals_apart=True),
 }
