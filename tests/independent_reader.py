@@ -222,6 +222,19 @@ class Fields:
     def number(self, length: int) -> int:
         return int.from_bytes(self.take(length), "little")
 
+    def varint(self) -> int:
+        """An integer in groups of seven bits (section 6)."""
+        groups = [self.number(1)]
+        while groups[-1] & 0x80:
+            groups.append(self.number(1))
+        value = sum((group & 0x7F) << (7 * place) for place, group in enumerate(groups))
+        if value >> 64 or (groups[-1] == 0 and len(groups) > 1):
+            raise Damaged(f"{len(groups)} bytes for the varint {value}")
+        return value
+
+    def varints(self, count: int) -> list[int]:
+        return [self.varint() for _ in range(count)]
+
     def numbers(self, count: int, length: int) -> list[int]:
         return list(struct.unpack(f"<{count}{INTEGERS[length]}", self.take(count * length)))
 
@@ -468,10 +481,12 @@ def apply(commit: Commit, source: Source, entries: dict[str, Entry]) -> None:
 def read_entry(source: Source, key: str, put: Put) -> Entry:
     payload = source.payload(put.offset, ENTRY)
     fields = Fields(payload)
-    content_id, chunks = fields.take(32), fields.numbers(fields.number(4), 8)
-    document_bytes, tokens, activations = fields.number(4), fields.number(4), fields.number(4)
-    document = json_object(fields.take(document_bytes))
-    token_ids = None if tokens == 0xFFFFFFFF else fields.numbers(tokens, 4)
+    content_id, chunks = fields.take(32), [64 * place for place in fields.varints(fields.varint())]
+    document, tokens = json_object(fields.take(fields.varint())), fields.varint()
+    token_ids = fields.varints(tokens - 1) if tokens else None
+    if max(token_ids or [0]) >> 32:
+        raise source.shard.damage(put.offset, "a token id beyond 32 bits")
+    activations = fields.varint()
     entry = Entry(document, token_ids, {}, {}, {})
     before: list[Activation] = []
     if document.get("key") != key or document.keys() - DOCUMENT_FIELDS:
@@ -533,17 +548,16 @@ class Activation:
 
 
 def read_activation(source: Source, fields: Fields, before: list[Activation]) -> Activation:
-    name_bytes, dtype, rank = fields.number(2), fields.number(1), fields.number(1)
-    name = fields.text(name_bytes)
-    activation = Activation(name, dtype, tuple(fields.numbers(rank, 8)), fields.number(8))
-    _nonfinite, _saturated = fields.numbers(2, 8)
+    name, dtype, rank = fields.text(fields.varint()), fields.number(1), fields.varint()
+    activation = Activation(name, dtype, tuple(fields.varints(rank)), fields.varint())
+    _nonfinite, _saturated = fields.varints(2)
     has_model = fields.number(1)
     if not NAME.fullmatch(name) or dtype not in DTYPES or rank > 16 or has_model > 2 or activation.frame_rows == 0:
         raise Damaged(f"an activation `{name}` that cannot be: {activation.shape} of dtype {dtype}")
     if has_model:
         activation.model = source.model(fields.take(16))
     if has_model == 2:
-        activation.below = find_below(activation, fields.number(4), before)
+        activation.below = find_below(activation, fields.varint(), before)
     read_table(fields, activation)
     return activation
 
@@ -558,12 +572,12 @@ def find_below(activation: Activation, number: int, before: list[Activation]) ->
 
 def read_table(fields: Fields, activation: Activation) -> None:
     shape, frame_rows = activation.shape, activation.frame_rows
-    rows, frames = (shape[0] if shape else 1), fields.number(4)
+    rows, frames = (shape[0] if shape else 1), fields.varint()
     if frames != (-(-rows // frame_rows) if product(shape) else 0):
         raise Damaged(f"{frames} frames of {frame_rows} rows for `{activation.name}` of shape {shape}")
     for index in range(frames):
         values = min(frame_rows, rows - index * frame_rows) * activation.row_values
-        frame = Frame(fields.number(8), fields.number(4), fields.number(1), values)
+        frame = Frame(fields.number(8), fields.varint(), fields.number(1), values)
         size = values * activation.width
         if (frame_rows > 1 and size > LARGEST_FRAME) or frame.length > size:
             raise Damaged(f"a frame of `{activation.name}` above the limit, or larger than its values")
@@ -586,7 +600,7 @@ def read_frames(source: Source, chunk: int, activation: Activation) -> Iterator[
             raise shard.damage(offset, "a frame does not match its checksum")
         yield decode_frame(frame, stored, activation, number)
         offset += frame.length
-    if chunk % 64 or chunk < source.commit.start or offset > source.commit.offset:
+    if chunk < source.commit.start or offset > source.commit.offset:
         raise shard.damage(chunk, f"no chunk of `{activation.name}` can be here")
 
 

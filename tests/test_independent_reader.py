@@ -610,17 +610,25 @@ def other_content_id(kind: int, _: int, payload: bytearray) -> None:
 
 def perhaps_a_model(kind: int, _: int, payload: bytearray) -> None:
     if kind == ENTRY:
-        # Two extents, and three numbers.
-        at = after(payload, b"blocks.3.x", 2 * 8 + 3 * 8)
-        assert payload[at : at + 5] == b"\0\1\0\0\0"
+        # Dtype, rank, two extents, 2^14 rows a frame, and two numbers.
+        at = after(payload, b"blocks.3.x", 1 + 1 + 2 + 3 + 2)
+        assert payload[at - 5 : at + 2] == b"\x80\x80\1\0\0\0\1"
         payload[at] = 2
 
 
 def without_bytes(kind: int, _: int, payload: bytearray) -> None:
     if kind == ENTRY:
-        at = after(payload, b"blocks.3.x", 8)
-        assert payload[at : at + 8] == (4).to_bytes(8, "little")
-        payload[at : at + 8] = bytes(8)
+        at = after(payload, b"blocks.3.x", 1 + 1 + 1)
+        assert payload[at] == 4
+        payload[at] = 0
+
+
+def second_spelling(kind: int, _: int, payload: bytearray) -> None:
+    if kind == ENTRY:
+        # Rows of a frame: 2^14, and 4, which is as good.
+        at = after(payload, b"blocks.3.x", 1 + 1 + 2)
+        assert payload[at : at + 3] == b"\x80\x80\1"
+        payload[at : at + 3] = b"\x84\x80\0"
 
 
 def unchanged(kind: int, sequence: int, payload: bytearray) -> None:
@@ -632,6 +640,7 @@ WRONG_ENTRIES: dict[str, Change] = {
     "content id": other_content_id,
     "has-model byte": perhaps_a_model,
     "a frame without bytes": without_bytes,
+    "a number with a byte too many": second_spelling,
     "order": replaced(ENTRY, *SWAPPED),
     "twice": replaced(ENTRY, (b"blocks.2.x", b"blocks.3.x")),
     "block above all": replaced(ENTRY, (b"blocks.2.x", b"blocks.23x")),
@@ -951,6 +960,10 @@ def sum_of(stored: bytes) -> bytes:
     return xxhash.xxh3_64_intdigest(stored).to_bytes(8, "little")
 
 
+def varint(number: int) -> bytes:
+    return bytes([number & 0x7F | 0x80]) + varint(number >> 7) if number >> 7 else bytes([number])
+
+
 def put_frame(path: Path, frame: str, dtype: str, shape: tuple[int, ...]) -> Path:
     """A store of one activation of one frame of `planes`, written by hand."""
     old, new = noise(dtype, shape, 1).tobytes(), bytes.fromhex(frame.replace("|", ""))
@@ -960,9 +973,14 @@ def put_frame(path: Path, frame: str, dtype: str, shape: tuple[int, ...]) -> Pat
     def change(kind: int, _: int, payload: bytearray) -> None:
         if kind == DATA:
             payload[: len(new)] = new
-        rows = (sum_of(stored) + len(stored).to_bytes(4, "little") for stored in (old, new))
         if kind == ENTRY:
-            replaced(ENTRY, (next(rows) + b"\0", next(rows) + b"\2"))(kind, 0, payload)
+            before, after = sum_of(old) + varint(len(old)) + b"\0", sum_of(new) + varint(len(new)) + b"\2"
+            assert payload.count(before) == 1
+            payload[:] = payload.replace(before, after)
+            # The document makes up with spaces for a shorter number.
+            document, spaces = payload.index(b'{"key"'), len(before) - len(after)
+            payload[document - 1] += spaces
+            payload[document + 1 : document + 1] = b" " * spaces
 
     forge(path / SHARD, change)
     return path
@@ -1066,7 +1084,7 @@ def behind_name(payload: bytearray, number: int, distance: int) -> int:
 
 
 def of_block(number: int, at: int, old: int, new: int) -> Change:
-    """Changes a byte behind the three numbers of an activation, where its model, and what is below it, stand."""
+    """Changes a byte of an activation from where its model, and what is below it, stand."""
 
     def change(kind: int, _: int, payload: bytearray) -> None:
         if kind == ENTRY:
@@ -1079,7 +1097,7 @@ def of_block(number: int, at: int, old: int, new: int) -> Change:
 
 def other_shape_below(kind: int, _: int, payload: bytearray) -> None:
     if kind == ENTRY:
-        payload[behind_name(payload, 0, 0)] -= 1
+        payload[behind_name(payload, 0, 1 + 1)] -= 1
 
 
 def model_for_planes(kind: int, _: int, payload: bytearray) -> None:
@@ -1089,7 +1107,8 @@ def model_for_planes(kind: int, _: int, payload: bytearray) -> None:
         payload[second + 1 : second + 17] = payload[first + 1 : first + 17]
 
 
-MODEL_BYTE, BELOW = 2 * 8 + 3 * 8, 1 + 16
+MODEL_BYTE, BELOW = 1 + 1 + 2 + 2 + 2, 1 + 16
+"""Behind dtype, rank, two extents, 512 rows a frame, and two numbers; and from there on."""
 WRONG_CHAINS: dict[str, Change] = {
     "no activation below": of_block(1, 0, 2, 1),
     "an unknown way": of_block(1, 0, 2, 3),

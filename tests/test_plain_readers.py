@@ -23,11 +23,13 @@ HEADER = 64
 
 
 def document_of(value: bytes) -> dict[str, Any]:
-    """The JSON document in an `entry` record without offsets: content id, number of chunks, three counts, text."""
-    chunks, length = struct.unpack_from("<II", value, HEADER + 32)
+    """The JSON document in an `entry` record without offsets: content id, no chunks, length in seven bits a byte,
+    text."""
+    chunks, *payload = value[HEADER + 32 :]
     assert chunks == 0
-    start = HEADER + 32 + 4 + 12
-    return json.loads(value[start : start + length])
+    groups = next(count for count, byte in enumerate(payload, 1) if byte < 0x80)
+    length = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(payload[:groups]))
+    return json.loads(bytes(payload[groups : groups + length]))
 
 
 def test_py_lmdb_lists_a_store(tmp_path: Path) -> None:

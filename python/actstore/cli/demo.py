@@ -72,7 +72,7 @@ def demo(
         Path | None, typer.Option(help="New directory for the stores; a temporary one by default.")
     ] = None,
 ) -> None:
-    """Capture a tiny model while it answers questions, read everything back and compare it bit for bit.
+    """Capture a tiny model, read it back, compare every bit.
 
     One of the stores then goes through every other format and back, and is compared again.
     """

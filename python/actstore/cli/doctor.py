@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,10 @@ class Check:
 
 @command
 def doctor(context: typer.Context, report_format: FormatOption = "text") -> None:
-    """Check the installation; the last line is `ready` or the reason why not, which the exit status repeats."""
+    """Check the installation.
+
+    The last line is `ready` or the reason why not, which the exit status repeats.
+    """
     del context
     checks = list(_checks())
     problems = [check.problem for check in checks if check.problem]
@@ -52,7 +54,7 @@ def _checks() -> Iterator[Check]:
 
     yield Check("actstore", f"{_core.__version__}, store format {_core.FORMAT_VERSION}")
     yield Check("python", f"{platform.python_version()} on {platform.platform()}")
-    yield Check("numpy", metadata.version("numpy"))
+    yield Check("numpy", _version("numpy") or "")
     yield _torch()
     yield _package("transformers")
     yield Check("ml_dtypes", _version("ml_dtypes") or "not installed; NumPy shows bfloat16 as uint16 without it")
@@ -61,6 +63,8 @@ def _checks() -> Iterator[Check]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

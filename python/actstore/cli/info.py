@@ -20,7 +20,10 @@ StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Directory 
 
 @command
 def info(context: typer.Context, store: StoreArgument, report_format: FormatOption = "text") -> None:
-    """Show what is in a store: entries, tokens, sizes, and the ratio at each hook point."""
+    """Show what a store holds, and its size.
+
+    Entries, tokens, and the encodings and the ratio of each hook point.
+    """
     import actstore
 
     del context

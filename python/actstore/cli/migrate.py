@@ -53,7 +53,9 @@ def migrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what would be written.")] = False,
     report_format: FormatOption = "text",
 ) -> None:
-    """Bring entries from one store to another: another backend, codec or dtype, or a part of them, without loss.
+    """Bring entries from one store to another.
+
+    To another backend, codec or dtype, all or a part of them, without loss.
 
     Repeat the command to continue an interrupted migration: what the target has is skipped. Exit status 1 where
     `--verify` finds differences.

@@ -32,7 +32,10 @@ def show(
     limit: Annotated[int, typer.Option(min=0, help="Rows to show at most; 0 shows all.")] = 64,
     report_format: FormatOption = "text",
 ) -> None:
-    """Show one entry: its text and metadata, and each token beside the norm and a few values of its row."""
+    """Show one entry and its activations.
+
+    Its text and metadata, and each token beside the norm and a few values of its row.
+    """
     import actstore
 
     del context

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @command
 def verify(context: typer.Context, store: StoreArgument, report_format: FormatOption = "text") -> None:
-    """Read and check every byte of a store; exit status 1 if anything is lost, which is then named."""
+    """Read and check every byte of a store.
+
+    Exit status 1 if anything is lost, which is then named.
+    """
     import actstore
 
     with actstore.open(store) as opened, Progress(len(opened), "entries", shown=context.obj.progress) as progress:

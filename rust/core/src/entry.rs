@@ -218,17 +218,17 @@ impl Document {
         if *positions == Positions::All {
             return Ok(None);
         }
-        let stored: Vec<u64> = self.positions.iter().flatten().flat_map(|&[start, stop]| start..stop).collect();
-        if stored.len() as u64 != layout.rows() {
+        let stored = StoredPositions::of(self.positions.as_deref().unwrap_or_default());
+        if stored.count != layout.rows() {
             let message =
                 format!("the rows of `{point}` in entry `{}` are not tied to positions; read them `all`", self.key());
             return Err(Error::new(Kind::UnknownPosition, message));
         }
         let rows = match positions {
             Positions::All => return Ok(None),
-            Positions::Last => (stored.len() as u64).checked_sub(1).into_iter().collect(),
-            Positions::Prompt => self.split(&stored)?.0,
-            Positions::Response => self.split(&stored)?.1,
+            Positions::Last => stored.count.checked_sub(1).into_iter().collect(),
+            Positions::Prompt => (0..self.boundary(&stored)?).collect(),
+            Positions::Response => (self.boundary(&stored)?..stored.count).collect(),
             Positions::At(indices) => {
                 indices.iter().map(|&index| self.row_at(&stored, index)).collect::<Result<_>>()?
             }
@@ -236,26 +236,52 @@ impl Document {
         Ok(Some(rows))
     }
 
-    fn split(&self, stored: &[u64]) -> Result<(Vec<u64>, Vec<u64>)> {
+    /// The first row behind the prompt.
+    fn boundary(&self, stored: &StoredPositions<'_>) -> Result<u64> {
         let prompt_length = self.prompt_length.ok_or_else(|| no_prompt_length(&format!("entry `{}`", self.key())))?;
-        let boundary = stored.partition_point(|&position| position < prompt_length) as u64;
-        Ok(((0..boundary).collect(), (boundary..stored.len() as u64).collect()))
+        Ok(stored.rows_before(prompt_length))
     }
 
-    fn row_at(&self, stored: &[u64], index: i64) -> Result<u64> {
+    fn row_at(&self, stored: &StoredPositions<'_>, index: i64) -> Result<u64> {
         let row = match u64::try_from(index) {
-            Ok(position) => stored.binary_search(&position).ok().map(|row| row as u64),
-            Err(_) => (stored.len() as u64).checked_sub(index.unsigned_abs()),
+            Ok(position) => stored.row_of(position),
+            Err(_) => stored.count.checked_sub(index.unsigned_abs()),
         };
         row.ok_or_else(|| {
-            let ranges = self.positions.as_deref().unwrap_or_default();
             let message = format!(
                 "position `{index}` is not stored in entry `{}`; stored are {}",
                 self.key(),
-                show_ranges(ranges)
+                show_ranges(stored.ranges)
             );
             Error::new(Kind::UnknownPosition, message)
         })
+    }
+}
+
+/// The positions whose rows are stored: ranges, and how many rows come before each.
+struct StoredPositions<'a> {
+    ranges: &'a [[u64; 2]],
+    before: Vec<u64>,
+    count: u64,
+}
+
+impl<'a> StoredPositions<'a> {
+    fn of(ranges: &'a [[u64; 2]]) -> Self {
+        let lengths = || ranges.iter().map(|[start, stop]| stop - start);
+        let before = lengths().scan(0, |rows, length| Some(std::mem::replace(rows, *rows + length))).collect();
+        Self { ranges, before, count: lengths().sum() }
+    }
+
+    /// Rows of positions below this one.
+    fn rows_before(&self, position: u64) -> u64 {
+        let range = self.ranges.partition_point(|[_, stop]| *stop <= position);
+        let found = self.ranges.get(range).zip(self.before.get(range));
+        found.map_or(self.count, |([start, _], before)| before + position.saturating_sub(*start))
+    }
+
+    fn row_of(&self, position: u64) -> Option<u64> {
+        let range = self.ranges.partition_point(|[_, stop]| *stop <= position);
+        self.ranges.get(range).filter(|[start, _]| *start <= position).map(|_| self.rows_before(position))
     }
 }
 
@@ -397,8 +423,30 @@ pub fn content_id(document: &Document, token_ids: Option<&[u32]>, points: &[Cont
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::tensor::Dtype;
+
+    proptest! {
+        #[test]
+        fn a_stored_position_is_found_where_counting_finds_it(
+            gaps in prop::collection::vec((0..4_u64, 1..4_u64), 0..6), position in 0..48_u64,
+        ) {
+            let mut end = 0;
+            let range = |(gap, length)| {
+                let start = end + gap;
+                end = start + length;
+                [start, end]
+            };
+            let ranges: Vec<[u64; 2]> = gaps.into_iter().map(range).collect();
+            let all: Vec<u64> = ranges.iter().flat_map(|&[start, stop]| start..stop).collect();
+            let stored = StoredPositions::of(&ranges);
+            prop_assert_eq!(stored.count, all.len() as u64);
+            prop_assert_eq!(stored.rows_before(position), all.iter().filter(|&&one| one < position).count() as u64);
+            prop_assert_eq!(stored.row_of(position), all.iter().position(|&one| one == position).map(|row| row as u64));
+        }
+    }
 
     fn document(json: &str) -> Document {
         Document::parse(json).unwrap()

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Fields, count, malformed, size, small, u32_of, u64_of};
+use super::{ALIGNMENT, Fields, malformed, put_varint};
 use crate::codec::{Encoding, ModelId};
 use crate::entry::{ContentId, Document};
 use crate::error::{Error, Kind, Result};
@@ -15,7 +15,6 @@ pub const MAX_POINTS: usize = 1 << 16;
 /// Largest frame, decoded, unless it is a single row.
 const MAX_FRAME_BYTES: u64 = 256 << 20;
 
-const NO_TOKEN_IDS: u32 = u32::MAX;
 /// What follows in the table of an activation.
 const WITHOUT_MODEL: u8 = 0;
 const WITH_MODEL: u8 = 1;
@@ -75,15 +74,14 @@ impl Activation {
         Ok(())
     }
 
-    fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
-        let name = self.point.as_str().as_bytes();
-        out.extend(small(name.len())?.to_le_bytes());
-        out.extend([self.layout.dtype().code(), u8::try_from(self.layout.shape().len()).unwrap_or(u8::MAX)]);
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (name, shape) = (self.point.as_str().as_bytes(), self.layout.shape());
+        put_varint(out, name.len() as u64);
         out.extend(name);
-        self.layout.shape().iter().for_each(|n| out.extend(n.to_le_bytes()));
-        out.extend(self.frame_rows.to_le_bytes());
-        out.extend(self.nonfinite.to_le_bytes());
-        out.extend(self.saturated.to_le_bytes());
+        out.push(self.layout.dtype().code());
+        put_varint(out, shape.len() as u64);
+        shape.iter().for_each(|&n| put_varint(out, n));
+        [self.frame_rows, self.nonfinite, self.saturated].into_iter().for_each(|n| put_varint(out, n));
         let below = self.below.filter(|_| self.model.is_some());
         out.push(match (self.model, below) {
             (None, _) => WITHOUT_MODEL,
@@ -91,39 +89,34 @@ impl Activation {
             (Some(_), Some(_)) => WITH_MODEL_AND_BELOW,
         });
         out.extend(self.model.iter().flatten());
-        if let Some(below) = below {
-            out.extend(count(below)?.to_le_bytes());
-        }
-        out.extend(count(self.frames.len())?.to_le_bytes());
+        below.iter().for_each(|&below| put_varint(out, below as u64));
+        put_varint(out, self.frames.len() as u64);
         for frame in &self.frames {
             out.extend(frame.checksum.to_le_bytes());
-            out.extend(frame.length.to_le_bytes());
+            put_varint(out, frame.length.into());
             out.push(frame.encoding.code());
         }
-        Ok(())
     }
 
     fn decode(fields: &mut Fields<'_>) -> Result<Self> {
-        let name_length = fields.u16()?;
-        let (dtype, rank) = (fields.u8()?, fields.u8()?);
-        let name = fields.text(usize::from(name_length))?;
+        let name_length = fields.size()?;
+        let name = fields.text(name_length)?;
+        let (dtype, rank) = (fields.u8()?, fields.varint()?);
         let dtype = Dtype::from_code(dtype).ok_or_else(|| malformed(format!("unknown dtype code `{dtype}`")))?;
-        let shape = (0..rank).map(|_| fields.u64()).collect::<Result<Vec<_>>>()?;
-        let (layout, frame_rows) = (Layout::new(dtype, shape)?, fields.u64()?);
-        let (nonfinite, saturated) = (fields.u64()?, fields.u64()?);
+        let shape = (0..rank).map(|_| fields.varint()).collect::<Result<Vec<_>>>()?;
+        let (layout, frame_rows) = (Layout::new(dtype, shape)?, fields.varint()?);
+        let (nonfinite, saturated) = (fields.varint()?, fields.varint()?);
         let (model, below) = match fields.u8()? {
             WITHOUT_MODEL => (None, None),
             WITH_MODEL => (Some(fields.array()?), None),
-            WITH_MODEL_AND_BELOW => (Some(fields.array()?), Some(size(fields.u32()?.into())?)),
+            WITH_MODEL_AND_BELOW => (Some(fields.array()?), Some(fields.size()?)),
             other => return Err(malformed(format!("`{other}` where a model is present or not"))),
         };
         let point = HookPoint::new(name)?;
         let frames = Vec::new();
         let mut activation = Self { point, layout, frame_rows, nonfinite, saturated, model, below, frames };
-        let frames = fields.u32()?;
-        if activation.frame_rows == 0
-            || Self::frame_count(&activation.layout, activation.frame_rows) != u64::from(frames)
-        {
+        let frames = fields.varint()?;
+        if activation.frame_rows == 0 || Self::frame_count(&activation.layout, activation.frame_rows) != frames {
             return Err(malformed(format!(
                 "`{frames}` frames are not what the shape of `{}` asks for",
                 activation.point
@@ -135,7 +128,7 @@ impl Activation {
     }
 
     fn decode_frame(&self, fields: &mut Fields<'_>) -> Result<Frame> {
-        let (checksum, length, code) = (fields.u64()?, fields.u32()?, fields.u8()?);
+        let (checksum, length, code) = (fields.u64()?, fields.u32_varint()?, fields.u8()?);
         let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
         if u64::from(length) > self.frame_rows.min(self.layout.rows()) * self.layout.row_bytes() {
             return Err(malformed(format!("a frame of `{}` is stored in more bytes than it has", self.point)));
@@ -178,27 +171,25 @@ impl EntryHeader {
     /// The header as stored.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let json = self.document.to_json()?;
-        let tokens = self.token_ids.as_ref().map_or(Ok(NO_TOKEN_IDS), |ids| count(ids.len()))?;
-        let mut out = Vec::with_capacity(json.len() + 256);
-        out.extend(count(json.len())?.to_le_bytes());
-        out.extend(tokens.to_le_bytes());
-        out.extend(count(self.activations.len())?.to_le_bytes());
+        let mut out = Vec::with_capacity(json.len() + 512);
+        put_varint(&mut out, json.len() as u64);
         out.extend(json.as_bytes());
-        self.token_ids.iter().flatten().for_each(|id| out.extend(id.to_le_bytes()));
-        self.activations.iter().try_for_each(|activation| activation.encode(&mut out))?;
+        put_varint(&mut out, self.token_ids.as_ref().map_or(0, |ids| ids.len() as u64 + 1));
+        self.token_ids.iter().flatten().for_each(|&id| put_varint(&mut out, id.into()));
+        put_varint(&mut out, self.activations.len() as u64);
+        self.activations.iter().for_each(|activation| activation.encode(&mut out));
         Ok(out)
     }
 
     /// Reads a header whose bytes were checked.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Fields::new(bytes);
-        let (json, tokens, points) = (fields.u32()?, fields.u32()?, fields.u32()?);
-        let document = Document::parse(fields.text(size(json.into())?)?)?;
-        let token_ids = match tokens {
-            NO_TOKEN_IDS => None,
-            n => Some(fields.take(size(u64::from(n) * 4)?)?.chunks_exact(4).map(u32_of).collect()),
-        };
-        if size(points.into())? > MAX_POINTS {
+        let json = fields.size()?;
+        let document = Document::parse(fields.text(json)?)?;
+        let tokens = fields.varint()?.checked_sub(1);
+        let token_ids = tokens.map(|n| (0..n).map(|_| fields.u32_varint()).collect()).transpose()?;
+        let points = fields.size()?;
+        if points > MAX_POINTS {
             return Err(malformed(format!("`{points}` activations are above the limit of {MAX_POINTS}")));
         }
         let activations = (0..points).map(|_| Activation::decode(&mut fields)).collect::<Result<Vec<_>>>()?;
@@ -236,20 +227,20 @@ pub struct EntryRecord<'a> {
 
 impl<'a> EntryRecord<'a> {
     /// The payload as stored.
-    pub fn encode(&self) -> Result<Vec<u8>> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(36 + self.offsets.len() * 8 + self.header.len());
         out.extend(self.content_id);
-        out.extend(count(self.offsets.len())?.to_le_bytes());
-        self.offsets.iter().for_each(|offset| out.extend(offset.to_le_bytes()));
+        put_varint(&mut out, self.offsets.len() as u64);
+        self.offsets.iter().for_each(|offset| put_varint(&mut out, offset / ALIGNMENT));
         out.extend(self.header);
-        Ok(out)
+        out
     }
 
     /// Reads a payload that was checked.
     pub fn decode(payload: &'a [u8]) -> Result<Self> {
         let mut fields = Fields::new(payload);
-        let (content_id, offsets) = (fields.array()?, fields.u32()?);
-        let offsets = fields.take(size(u64::from(offsets) * 8)?)?.chunks_exact(8).map(u64_of).collect();
+        let (content_id, offsets) = (fields.array()?, fields.varint()?);
+        let offsets = (0..offsets).map(|_| Ok(fields.varint()?.saturating_mul(ALIGNMENT))).collect::<Result<_>>()?;
         Ok(Self { content_id, offsets, header: fields.rest })
     }
 }

@@ -214,16 +214,18 @@ fn count(n: usize) -> Result<u32> {
         .map_err(|_| Error::new(Kind::LimitExceeded, format!("`{n}` items are above the limit of an entry")))
 }
 
+/// Appends a number in as few bytes as it has groups of seven bits, the lowest first; all but the last have the highest
+/// bit set (LEB128).
+fn put_varint(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n.to_le_bytes()[0] | 0x80);
+        n >>= 7;
+    }
+    out.push(n.to_le_bytes()[0]);
+}
+
 fn small(n: usize) -> Result<u16> {
     u16::try_from(n).map_err(|_| Error::new(Kind::LimitExceeded, format!("a name of `{n}` bytes is above the limit")))
-}
-
-fn u32_of(bytes: &[u8]) -> u32 {
-    bytes.iter().rev().fold(0, |n, &byte| (n << 8) | u32::from(byte))
-}
-
-fn u64_of(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |n, &byte| (n << 8) | u64::from(byte))
 }
 
 /// Reads fields one after the other and never beyond the end.
@@ -269,6 +271,30 @@ impl<'a> Fields<'a> {
         self.array().map(u128::from_le_bytes)
     }
 
+    /// What [`put_varint`] wrote: no number has a second spelling.
+    fn varint(&mut self) -> Result<u64> {
+        let mut n = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7F);
+            n |= bits << shift;
+            if byte & 0x80 == 0 {
+                let is_least = (bits << shift) >> shift == bits && (bits > 0 || shift == 0);
+                return if is_least { Ok(n) } else { Err(malformed("a number with bits too many")) };
+            }
+        }
+        Err(malformed("a number of more than ten bytes"))
+    }
+
+    fn u32_varint(&mut self) -> Result<u32> {
+        let n = self.varint()?;
+        u32::try_from(n).map_err(|_| malformed(format!("`{n}` where no number is above {}", u32::MAX)))
+    }
+
+    fn size(&mut self) -> Result<usize> {
+        self.varint().and_then(size)
+    }
+
     fn text(&mut self, n: usize) -> Result<&'a str> {
         std::str::from_utf8(self.take(n)?).map_err(|_| malformed("text that is not UTF-8"))
     }
@@ -277,6 +303,36 @@ impl<'a> Fields<'a> {
         match self.rest.len() {
             0 => Ok(()),
             n => Err(malformed(format!("`{n}` bytes follow the last field of a record"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_number_comes_back_in_as_few_bytes_as_it_has_groups(n: u64, shift in 0..64_u32) {
+            let n = n >> shift;
+            let mut stored = Vec::new();
+            put_varint(&mut stored, n);
+            prop_assert_eq!(stored.len(), (u64::BITS - n.leading_zeros()).div_ceil(7).max(1) as usize);
+            let mut fields = Fields::new(&stored);
+            prop_assert_eq!(fields.varint().unwrap(), n);
+            fields.end().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_number_has_no_other_spelling() {
+        let longest = [&[0xFF; 9][..], &[1]].concat();
+        assert_eq!(Fields::new(&longest).varint().unwrap(), u64::MAX);
+        let too_large = [&[0xFF; 9][..], &[2]].concat();
+        for spelling in [&[0x80, 0][..], &[0xFF, 0x80, 0], &too_large, &[0x80; 11], &[0x80], &[]] {
+            assert_eq!(Fields::new(spelling).varint().unwrap_err().kind(), Kind::Malformed, "{spelling:?}");
         }
     }
 }

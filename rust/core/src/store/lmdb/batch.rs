@@ -72,7 +72,7 @@ impl Batch {
 
 fn record_of(entry: &EncodedEntry) -> Result<Vec<u8>> {
     let header = entry.header.encode()?;
-    let record = EntryRecord { content_id: entry.content_id, offsets: Vec::new(), header: &header }.encode()?;
+    let record = EntryRecord { content_id: entry.content_id, offsets: Vec::new(), header: &header }.encode();
     if record.len() as u64 > MAX_PAYLOAD_BYTES - RECORD_HEADER_BYTES as u64 {
         let key = entry.header.document.key();
         let message = format!("entry `{key}` has a header of `{}` bytes, above the limit of 1 GiB", record.len());

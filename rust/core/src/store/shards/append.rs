@@ -249,7 +249,7 @@ impl ShardWriter {
     fn write_entry(&mut self, entry: &EncodedEntry, offsets: &[u64]) -> Result<Change> {
         let header = entry.header.encode()?;
         let record = EntryRecord { content_id: entry.content_id, offsets: offsets.to_vec(), header: &header };
-        let payload = record.encode()?;
+        let payload = record.encode();
         let offset = self.append(RecordType::Entry, &[&payload])?;
         let key = entry.header.document.key().to_owned();
         Ok(Change::Put { key, content_id: entry.content_id, offset, length: payload.len() as u64 })
