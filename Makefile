@@ -10,7 +10,7 @@ RUST_SOURCES := $(shell find rust/core/src rust/python/src -name '*.rs') Cargo.t
 PYTHON_SOURCES := python tests demo_model benches
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-rust test-python check format wheel bench-env bench-codec fuzz clean
+.PHONY: demo test test-rust test-python check format wheel bench bench-quick bench-full bench-capture bench-env bench-codec fuzz clean
 
 demo: .stamps/installed
 	$(BIN)/actstore-cli demo
@@ -41,7 +41,16 @@ DIST ?= dist
 wheel: .stamps/environment
 	$(MATURIN) build --release --out $(DIST)
 
-bench-env: .stamps/bench-environment
+bench-env: .stamps/bench-installed
+
+# Against rivals. bench: bfloat16, 20 minutes at most; bench-quick: two; bench-full: every dtype, without bound, goes on
+# where it was stopped. BENCH: more options of benches/bench.py. Leave the machine alone meanwhile.
+bench bench-quick bench-full: target/bench-entries/embedded.json .stamps/bench-installed
+	$(BENCH_VENV)/bin/python benches/bench.py $(patsubst bench-%,%,$@) $(BENCH)
+
+# BENCH: more options of benches/capture.py.
+bench-capture: target/bench-entries/embedded.json .stamps/bench-installed
+	$(BENCH_VENV)/bin/python benches/capture.py $(BENCH)
 
 # BENCH: more options of benches/codec.py.
 bench-codec: target/bench-streams/index.json .stamps/installed
@@ -80,11 +89,25 @@ clean:
 	$(MATURIN) develop --release --uv --quiet
 	@touch $@
 
-# What is measured against lives in an environment of its own.
-.stamps/bench-environment: benches/requirements.txt | .stamps/environment
+# What is measured against lives in an environment of its own. A rival that cannot be installed is left out.
+BENCH_INSTALL := VIRTUAL_ENV=$(CURDIR)/$(BENCH_VENV) $(UV) pip install --quiet --compile-bytecode
+
+.stamps/bench-environment: benches/requirements.txt benches/rivals/requirements.txt | .stamps/environment
 	$(UV) venv --quiet --clear --python $(BIN)/python $(BENCH_VENV)
-	VIRTUAL_ENV=$(CURDIR)/$(BENCH_VENV) $(UV) pip install --quiet --compile-bytecode -r benches/requirements.txt
+	$(BENCH_INSTALL) -r benches/requirements.txt
+	$(BENCH_INSTALL) -r benches/rivals/requirements.txt || grep -v '^#' benches/rivals/requirements.txt | \
+		while read -r rival; do $(BENCH_INSTALL) "$$rival" || echo "left out: $$rival"; done
 	@mkdir -p .stamps && touch $@
 
-target/bench-streams/index.json: benches/streams.py .stamps/bench-environment | .stamps/installed
+# The package beside its rivals, as its users have it: from a wheel.
+.stamps/bench-installed: .stamps/bench-environment $(RUST_SOURCES) $(shell find python -name '*.py') pyproject.toml
+	rm -rf target/bench-wheel
+	$(MATURIN) build --release --quiet --out target/bench-wheel
+	$(BENCH_INSTALL) --no-deps --reinstall target/bench-wheel/*.whl
+	@touch $@
+
+target/bench-streams/index.json: benches/streams.py .stamps/bench-environment | .stamps/bench-installed
 	$(BENCH_VENV)/bin/python benches/streams.py
+
+target/bench-entries/embedded.json: benches/entries.py benches/streams.py .stamps/bench-environment | .stamps/bench-installed
+	$(BENCH_VENV)/bin/python benches/entries.py

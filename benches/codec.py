@@ -13,21 +13,20 @@ import argparse
 import gc
 import json
 import os
-import platform
 import random
 import subprocess
 import time
 import warnings
 from dataclasses import dataclass, field
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from codec_report import markdown
 from codec_targets import CHECKS, targets
+from machine import describe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -302,32 +301,6 @@ def stores(options: argparse.Namespace) -> dict[str, Any]:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def machine(options: argparse.Namespace) -> dict[str, Any]:
-    def output(*command: str) -> str:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    names = [line.split(":", 1)[1].strip() for line in cpu_lines() if line.startswith("model name")]
-    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", "rust", "Cargo.lock")
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "date": date.today().isoformat(),
-        "commit": output("git", "rev-parse", "--short", "HEAD") + (" and changes not committed" if changed else ""),
-        "versions": {
-            "rustc": output("rustc", "--version").split()[1],
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("zipnn", "torch")},
-        },
-        "rounds": options.rounds,
-        "keys": options.keys,
-    }
-
-
-def cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times the codecs against ZipNN; see README.md.")
     parser.add_argument("--rounds", type=int, default=15)
@@ -346,7 +319,8 @@ def main() -> None:
     chosen = options()
     torch.set_num_threads(1)
     gc.disable()
-    document: dict[str, Any] = {"machine": machine(chosen)}
+    settings = {"rounds": chosen.rounds, "keys": chosen.keys}
+    document: dict[str, Any] = {"machine": {**describe(("zipnn", "torch")), **settings}}
     print("stores", flush=True)
     document["stores"] = stores(chosen)
     cores = sorted(os.sched_getaffinity(0))

@@ -3,7 +3,7 @@
     .venv/bin/python benches/store_size.py [--streams FOLDER] [--keys 8]
 
 Prints JSON: `minilm`, by dtype and codec, and `embedded`, by codec. Nothing is timed. Run in the project's own
-environment, since that of the benchmark does not have actstore.
+environment.
 """
 
 from __future__ import annotations

