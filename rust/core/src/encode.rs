@@ -13,7 +13,7 @@ use crate::fitting::Coding;
 use crate::format::{Activation, EntryHeader, Frame, MAX_POINTS, frame_checksum, size};
 use crate::hook_point::HookPoint;
 use crate::manifest::Settings;
-use crate::pool::Pool;
+use crate::pool::Threads;
 use crate::store::EncodedEntry;
 use crate::tensor::{Layout, MAX_ACTIVATION_BYTES, Tensor};
 
@@ -92,11 +92,11 @@ pub fn encode(settings: &Settings, draft: Draft, codings: &[Coding]) -> Result<E
     assemble(head, encoded)
 }
 
-/// Encodes an entry as [`encode`] does, in tasks of the pool, and gives it to `done`.
+/// Encodes an entry as [`encode`] does, in tasks of the pool, and gives it to `done`, which is dropped where that panics.
 ///
 /// No task waits for another. A task that waits runs other tasks of the pool meanwhile, above itself on its stack:
 /// with many entries queued, until the stack is full.
-pub fn encode_spawned<F>(pool: &Pool, settings: Settings, draft: Draft, codings: &[Coding], done: F) -> Result<()>
+pub fn encode_spawned<F>(threads: &Threads, settings: Settings, draft: Draft, codings: &[Coding], done: F)
 where
     F: FnOnce(Result<EncodedEntry>) + Send + Sync + 'static,
 {
@@ -105,16 +105,16 @@ where
     let spawned = Arc::new(Spawned { head, slots, done });
     for (index, chain) in chains.into_iter().enumerate() {
         let spawned = spawned.clone();
-        pool.spawn(move || {
+        threads.spawn(move || {
             let encoded = catch_unwind(AssertUnwindSafe(|| encode_chain(&settings, chain)));
             if let (Some(slot), Ok(encoded)) = (spawned.slots.get(index), encoded) {
                 slot.get_or_init(|| encoded);
             }
-            finish(spawned);
-        })?;
+            // A panic that left a task would end the process.
+            let _told_by_dropping_it = catch_unwind(AssertUnwindSafe(|| finish(spawned)));
+        });
     }
     finish(spawned);
-    Ok(())
 }
 
 /// An entry on its way through the pool: each task fills its slot, and the last one assembles.
@@ -269,4 +269,27 @@ fn encode_activation(codec: Codec, packed: Packed<'_>, below: Option<&[u8]>) -> 
 fn rows_of_frames<'a>(layout: &Layout, frame_rows: u64, bytes: &'a [u8]) -> Result<impl Iterator<Item = &'a [u8]>> {
     let frame_bytes = size(frame_rows.min(layout.rows()) * layout.row_bytes())?;
     Ok(bytes.chunks(frame_bytes.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Pool;
+    use crate::store::BackendSpec;
+
+    #[test]
+    fn who_is_told_may_panic_and_the_process_goes_on() {
+        let json = r#"{"codec":"zstd","overflow":"error","on_conflict":"error","durability":"commit"}"#;
+        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
+        let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
+        let layout = Layout::new(crate::tensor::Dtype::UInt8, vec![4]).unwrap();
+        let tensor = Tensor::new(layout, vec![0; 4]).unwrap();
+        let draft = Draft::new(document, None, vec![(HookPoint::new("m.x").unwrap(), tensor)]).unwrap();
+        let (told, ends) = std::sync::mpsc::channel::<()>();
+        let threads = Pool::default().threads().unwrap();
+        encode_spawned(&threads, settings, draft, &[], move |encoded| {
+            assert!(encoded.is_err(), "{told:?} is dropped as this unwinds");
+        });
+        assert!(ends.recv().is_err());
+    }
 }

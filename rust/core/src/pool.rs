@@ -8,9 +8,17 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Kind, Result};
 
-struct Threads {
+/// Running threads of this process.
+pub struct Threads {
     process: u32,
     pool: ThreadPool,
+}
+
+impl Threads {
+    /// Runs `f` some time.
+    pub fn spawn(&self, f: impl FnOnce() + Send + 'static) {
+        self.pool.spawn(f);
+    }
 }
 
 /// A thread pool that survives forks. Without a lock: one held at the moment of a fork would never be released.
@@ -25,18 +33,8 @@ impl Pool {
         Ok(self.threads()?.pool.install(f))
     }
 
-    /// Starts the threads, so that a later [`Pool::spawn`] cannot fail.
-    pub fn start(&self) -> Result<()> {
-        self.threads().map(drop)
-    }
-
-    /// Runs `f` in the pool some time.
-    pub fn spawn(&self, f: impl FnOnce() + Send + 'static) -> Result<()> {
-        self.threads()?.pool.spawn(f);
-        Ok(())
-    }
-
-    fn threads(&self) -> Result<Arc<Threads>> {
+    /// The threads, started.
+    pub fn threads(&self) -> Result<Arc<Threads>> {
         let process = std::process::id();
         if let Some(threads) = self.threads.load_full() {
             if threads.process == process {

@@ -138,13 +138,13 @@ impl Writer {
         let settings = store.manifest().settings;
         let codings = codings_for(store, &draft)?;
         let (sender, encoded) = bounded(1);
-        let pool = store.pool();
-        pool.start()?;
+        let threads = store.pool().threads()?;
         self.send(Job::Entry { encoded, bytes })?;
-        encode_spawned(pool, settings, draft, &codings, move |encoded| {
+        encode_spawned(&threads, settings, draft, &codings, move |encoded| {
             // The committer hangs up only when the session is gone, and with it whoever could be told.
             let _unwanted = sender.send(encoded);
-        })
+        });
+        Ok(())
     }
 
     /// Counts an entry as refused and keeps why, as its caller is told too.

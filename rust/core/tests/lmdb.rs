@@ -497,6 +497,34 @@ fn a_damaged_copy_of_a_model_costs_nothing_and_is_told_of() {
 }
 
 #[test]
+fn damaged_copies_of_a_model_are_written_again_with_what_needs_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let store = create(&root);
+    put(&store, (0..4).map(learnable)).unwrap();
+    let entry = store.entry("m1").unwrap();
+    let model = entry.model(&entry.header().activations[0].model.unwrap()).unwrap();
+    store.close().unwrap();
+    drop((entry, store));
+    let mut bytes = std::fs::read(root.join("data.mdb")).unwrap();
+    let stored = model.stored();
+    let copies: Vec<_> =
+        (0..bytes.len() - stored.len()).filter(|&at| bytes[at..].starts_with(stored)).map(|at| at + 5).collect();
+    assert_eq!(copies.len(), 2);
+    copies.into_iter().for_each(|at| bytes[at] ^= 1);
+    std::fs::write(root.join("data.mdb"), &bytes).unwrap();
+    let store = open(&root, true);
+    assert!(rows(&store, "m1", POINT, &Positions::All).is_err());
+    let fitted_anew =
+        Draft { document: Document::parse(r#"{"key":"again","key_recipe":"user"}"#).unwrap(), ..learnable(1) };
+    put(&store, [fitted_anew]).unwrap();
+    for key in ["again", "m1"] {
+        let stored = rows(&store, key, POINT, &Positions::All).unwrap();
+        assert!(stored == learnable(1).activations[0].1.bytes(), "{key}");
+    }
+}
+
+#[test]
 fn verifying_beside_a_writer_finds_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("store");

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use super::{ALIGNMENT, Fields, malformed, put_varint};
 use crate::codec::{Encoding, ModelId};
-use crate::entry::{ContentId, Document};
+use crate::entry::{ContentId, Document, MAX_TOKENS};
 use crate::error::{Error, Kind, Result};
 use crate::hook_point::HookPoint;
-use crate::tensor::{Dtype, Layout};
+use crate::tensor::{Dtype, Layout, MAX_RANK};
 
 /// Most activations of an entry.
 pub const MAX_POINTS: usize = 1 << 16;
@@ -101,7 +101,7 @@ impl Activation {
     fn decode(fields: &mut Fields<'_>) -> Result<Self> {
         let name_length = fields.size()?;
         let name = fields.text(name_length)?;
-        let (dtype, rank) = (fields.u8()?, fields.varint()?);
+        let (dtype, rank) = (fields.u8()?, fields.count(MAX_RANK as u64, "axes")?);
         let dtype = Dtype::from_code(dtype).ok_or_else(|| malformed(format!("unknown dtype code `{dtype}`")))?;
         let shape = (0..rank).map(|_| fields.varint()).collect::<Result<Vec<_>>>()?;
         let (layout, frame_rows) = (Layout::new(dtype, shape)?, fields.varint()?);
@@ -123,14 +123,15 @@ impl Activation {
             )));
         }
         activation.check_frame_bytes()?;
-        activation.frames = (0..frames).map(|_| activation.decode_frame(fields)).collect::<Result<_>>()?;
+        activation.frames = (0..frames).map(|number| activation.decode_frame(number, fields)).collect::<Result<_>>()?;
         Ok(activation)
     }
 
-    fn decode_frame(&self, fields: &mut Fields<'_>) -> Result<Frame> {
+    fn decode_frame(&self, number: u64, fields: &mut Fields<'_>) -> Result<Frame> {
         let (checksum, length, code) = (fields.u64()?, fields.u32_varint()?, fields.u8()?);
         let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
-        if u64::from(length) > self.frame_rows.min(self.layout.rows()) * self.layout.row_bytes() {
+        let rows = self.frame_rows.min(self.layout.rows().saturating_sub(number.saturating_mul(self.frame_rows)));
+        if u64::from(length) > rows * self.layout.row_bytes() {
             return Err(malformed(format!("a frame of `{}` is stored in more bytes than it has", self.point)));
         }
         Ok(Frame { checksum, length, encoding })
@@ -186,12 +187,9 @@ impl EntryHeader {
         let mut fields = Fields::new(bytes);
         let json = fields.size()?;
         let document = Document::parse(fields.text(json)?)?;
-        let tokens = fields.varint()?.checked_sub(1);
+        let tokens = fields.count(MAX_TOKENS + 1, "token ids and 1")?.checked_sub(1);
         let token_ids = tokens.map(|n| (0..n).map(|_| fields.u32_varint()).collect()).transpose()?;
-        let points = fields.size()?;
-        if points > MAX_POINTS {
-            return Err(malformed(format!("`{points}` activations are above the limit of {MAX_POINTS}")));
-        }
+        let points = fields.count(MAX_POINTS as u64, "activations")?;
         let activations = (0..points).map(|_| Activation::decode(&mut fields)).collect::<Result<Vec<_>>>()?;
         fields.end()?;
         let ascending = activations.windows(2).all(|pair| matches!(pair, [left, right] if left.point < right.point));
@@ -239,8 +237,65 @@ impl<'a> EntryRecord<'a> {
     /// Reads a payload that was checked.
     pub fn decode(payload: &'a [u8]) -> Result<Self> {
         let mut fields = Fields::new(payload);
-        let (content_id, offsets) = (fields.array()?, fields.varint()?);
+        let (content_id, offsets) = (fields.array()?, fields.count(MAX_POINTS as u64, "chunks")?);
         let offsets = (0..offsets).map(|_| Ok(fields.varint()?.saturating_mul(ALIGNMENT))).collect::<Result<_>>()?;
         Ok(Self { content_id, offsets, header: fields.rest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(point: &str, shape: &[u64], frames: Vec<Frame>) -> EntryHeader {
+        let layout = Layout::new(Dtype::UInt8, shape.to_vec()).unwrap();
+        let point = HookPoint::new(point).unwrap();
+        let (frame_rows, nonfinite, saturated, model, below) = (4, 0, 0, None, None);
+        let activation = Activation { point, layout, frame_rows, nonfinite, saturated, model, below, frames };
+        let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
+        EntryHeader { document, token_ids: Some(vec![1, u32::MAX]), activations: vec![activation] }
+    }
+
+    fn frame(length: u32) -> Frame {
+        Frame { checksum: 7, length, encoding: Encoding::Stored }
+    }
+
+    #[test]
+    fn no_frame_is_stored_in_more_bytes_than_its_own_rows_have() {
+        let stored = header("m.x", &[6, 5], vec![frame(20), frame(10)]);
+        assert_eq!(EntryHeader::decode(&stored.encode().unwrap()).unwrap(), stored);
+        for lengths in [[21, 10], [20, 11]] {
+            let grown = header("m.x", &[6, 5], lengths.map(frame).to_vec());
+            assert_eq!(EntryHeader::decode(&grown.encode().unwrap()).unwrap_err().kind(), Kind::Malformed);
+        }
+    }
+
+    #[test]
+    fn counts_are_bounded_before_anything_is_made_of_them() {
+        let refused = |bytes: &[u8], what: &str| {
+            let error = EntryHeader::decode(bytes).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+        };
+        let json = r#"{"key":"k","key_recipe":"user"}"#;
+        let mut begun = Vec::new();
+        put_varint(&mut begun, json.len() as u64);
+        begun.extend(json.as_bytes());
+        let with = |counts: &[u64]| {
+            let mut bytes = begun.clone();
+            counts.iter().for_each(|&n| put_varint(&mut bytes, n));
+            bytes.resize(bytes.len() + 64, 0);
+            bytes
+        };
+        refused(&with(&[MAX_TOKENS + 2]), "token ids");
+        refused(&with(&[0, MAX_POINTS as u64 + 1]), "activations");
+        let mut ranked = with(&[0, 1, 3]);
+        ranked.truncate(ranked.len() - 64);
+        ranked.extend(b"m.x\0\x11");
+        ranked.resize(ranked.len() + 64, 1);
+        refused(&ranked, "axes");
+        let mut chunks = vec![0; 32];
+        put_varint(&mut chunks, MAX_POINTS as u64 + 1);
+        chunks.resize(chunks.len() + MAX_POINTS + 1, 0);
+        assert!(EntryRecord::decode(&chunks).unwrap_err().to_string().contains("chunks"));
     }
 }

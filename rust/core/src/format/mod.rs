@@ -295,6 +295,12 @@ impl<'a> Fields<'a> {
         self.varint().and_then(size)
     }
 
+    /// How many of something there are: a byte of a record may become more in memory, so this is bounded first.
+    fn count(&mut self, most: u64, what: &str) -> Result<u64> {
+        let n = self.varint()?;
+        if n <= most { Ok(n) } else { Err(malformed(format!("`{n}` {what} are above the limit of {most}"))) }
+    }
+
     fn text(&mut self, n: usize) -> Result<&'a str> {
         std::str::from_utf8(self.take(n)?).map_err(|_| malformed("text that is not UTF-8"))
     }

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::super::bits::load;
-use super::super::index::{ESCAPES, Fields, Index};
+use super::super::index::{ESCAPES, Fields, Index, Walk};
 use super::super::kernel::Kernel;
 use super::super::zstd::{Scratch, room};
 use super::super::{Coded, malformed, mids};
@@ -104,11 +104,13 @@ impl<'a> Parsed<'a> {
             if !is_cut(range.start) || !is_cut(range.end) {
                 return Err(malformed(format!("values `{range:?}` of rows that are decoded together")));
             }
+            let mut walk = self.index.walk();
+            let mut starts = self.index.starts(segments.segment_of(range.start)..usize::MAX);
             for first in range.clone().step_by(together) {
                 let values = first..(first + together).min(range.end);
                 let below = below.split_off(..values.len()).unwrap_or_default();
                 let out = out.split_off_mut(..values.len()).unwrap_or_default();
-                self.decode_some::<H>(kernel, values, below, scratch, out)?;
+                self.decode_some::<H>(kernel, (values, &mut walk, &mut starts), below, scratch, out)?;
             }
         }
         Ok(())
@@ -119,7 +121,7 @@ impl<'a> Parsed<'a> {
     fn decode_some<H: Half>(
         &self,
         kernel: Kernel,
-        values: Range<usize>,
+        (values, walk, starts): (Range<usize>, &mut Walk<'_, '_>, &mut impl Iterator<Item = Option<usize>>),
         below: &[[u8; 2]],
         scratch: &mut Scratch,
         out: &mut [[u8; 2]],
@@ -138,17 +140,16 @@ impl<'a> Parsed<'a> {
         }
         mids::unpack(kernel, self.raws, H::RAW, values.start, raws);
         let first = self.shape.segments.segment_of(values.start);
-        self.read_symbols(first, contexts);
+        self.read_symbols(first, walk, contexts);
         restore::<H>(contexts, raws, origins, out);
-        self.put_escapes(first, contexts, out)
+        self.put_escapes(starts, contexts, out)
     }
 
     /// Replaces the contexts of whole periods from a segment on by symbols in upper bytes.
     #[inline(always)]
-    fn read_symbols(&self, first: usize, places: &mut [u16]) {
+    fn read_symbols(&self, first: usize, walk: &mut Walk<'_, '_>, places: &mut [u16]) {
         let (period, longest) = (self.shape.segments.period(), self.shape.segments.longest());
         let places = places.chunks_mut(period).flat_map(|period| period.chunks_mut(longest));
-        let mut walk = self.index.walk();
         let mut lanes = (first..).zip(places).map(|(segment, places)| Lane { at: 8 * walk.start(segment), places });
         while let Some(lane) = lanes.next() {
             let [second, third, fourth] = [lanes.next(), lanes.next(), lanes.next()].map(Option::unwrap_or_default);
@@ -156,13 +157,18 @@ impl<'a> Parsed<'a> {
         }
     }
 
-    /// Puts the values of whole periods from a segment on that stand elsewhere where they belong.
+    /// Puts the values of whole periods that stand elsewhere where they belong, as `starts` says where those begin.
     #[inline(always)]
-    fn put_escapes(&self, first: usize, symbols: &[u16], out: &mut [[u8; 2]]) -> Result<()> {
+    fn put_escapes(
+        &self,
+        starts: &mut impl Iterator<Item = Option<usize>>,
+        symbols: &[u16],
+        out: &mut [[u8; 2]],
+    ) -> Result<()> {
         let (period, longest) = (self.shape.segments.period(), self.shape.segments.longest());
         let symbols = symbols.chunks(period).flat_map(|period| period.chunks(longest));
         let out = out.chunks_mut(period).flat_map(|period| period.chunks_mut(longest));
-        for (start, (symbols, out)) in self.index.starts(first..usize::MAX).zip(symbols.zip(out)) {
+        for ((symbols, out), start) in symbols.zip(out).zip(starts) {
             let Some(start) = start else { continue };
             let mut escapes = self.escapes.iter().skip(start);
             for (symbols, out) in symbols.chunks(LOOKED_AT).zip(out.chunks_mut(LOOKED_AT)) {

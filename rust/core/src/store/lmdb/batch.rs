@@ -150,9 +150,11 @@ impl Applying<'_, '_> {
     fn model(&mut self, model: &Model) -> Result<(), Failure> {
         for copy in 0..MODEL_COPIES {
             let key = model_key(&model.id(), copy);
-            let stored = self.view().unchecked_value(self.tables.models, &key, RecordType::Model, copy.into());
+            let stored = self.view().value(self.tables.models, &key, RecordType::Model, copy.into());
             let present = match stored {
-                Ok(stored) => stored.is_some_and(|bytes| bytes.len() == model.stored().len()),
+                Ok(stored) => {
+                    stored.is_some_and(|bytes| bytes == model.stored() || Model::read(bytes, &model.id()).is_ok())
+                }
                 // A damaged copy is written again.
                 Err(Failure::Ours(_)) => false,
                 Err(failure) => return Err(failure),
