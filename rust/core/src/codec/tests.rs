@@ -582,6 +582,27 @@ proptest! {
     }
 
     #[test]
+    fn values_come_back_at_every_width(
+        code in 0_u8..12, is_archive in any::<bool>(), rows in 1_u64..5, seed in 1_u64..,
+        row_values in prop::sample::select(vec![1_u64, 3, 31, 384, 4096, 12_289]), [spread, change] in any::<[u8; 2]>(),
+    ) {
+        let dtype = Dtype::from_code(code).unwrap();
+        let len = (rows * (1000 / row_values).max(1) * row_values) as usize * dtype.size();
+        let mut noise = Noise(seed);
+        // The last byte of a value has its exponent, about which values spread, and the layer below is much like this one.
+        let is_last = |at: usize| (at + 1).is_multiple_of(dtype.size());
+        let mut masked = |mask: u8| -> Vec<u8> {
+            (0..len).map(|at| noise.bits() as u8 & if is_last(at) { mask } else { 0xFF }).collect()
+        };
+        let (below, changes) = (masked(spread), masked(change));
+        let bytes: Vec<u8> = below.iter().zip(&changes).map(|(below, change)| below ^ change).collect();
+        let codec = if is_archive { Codec::Archive } else { Codec::Planes };
+        let rows = Rows { dtype, row_values, bytes: &bytes, below: is_archive.then_some(&below) };
+        let model = codec.fit(rows).map(|fitted| fitted.model);
+        round_trip(codec, rows, model.as_ref());
+    }
+
+    #[test]
     fn damage_is_an_error_or_other_bytes(cut in 0.0..1.0, flips in prop::collection::vec((any::<usize>(), 0..8), 0..4)) {
         let (bytes, planes, model) = planes_frame();
         let mut zstd = Vec::new();
