@@ -125,9 +125,9 @@ impl Codec {
 
     /// Appends the stored bytes of a frame to `out` and says how they are encoded.
     ///
-    /// The smallest of this codec, zstd and stored wins, so nothing grows. `planes` tries zstd where it saves nothing
-    /// itself, or where its result or a look at the rows says that they repeat themselves. A model that does not fit the
-    /// rows, or saves little, is not used.
+    /// The smallest of those tried, this codec, zstd and stored, wins, so nothing grows. `planes` tries zstd where it
+    /// saves nothing itself, or where its result or a look at the rows says that they repeat themselves. A model that
+    /// does not fit the rows, or saves little, is not used.
     pub fn encode(self, rows: Rows<'_>, model: Option<&Model>, out: &mut Vec<u8>) -> Encoding {
         self.encode_with(Kernel::detect(), rows, model, out)
     }
