@@ -189,13 +189,11 @@ def summary(subject: Subject, found: dict[str, dict[str, list[float]]]) -> dict[
 
 
 def markdown(document: dict[str, Any]) -> str:
-    where = document["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     lines = [
         "# What capturing costs",
         "",
-        f"{document['device']}; {where['cpu']}, {where['cores']} cores; {where['date']}; commit {where['commit']}; "
-        f"{versions}. {document['rounds']} rounds that take turns; ratios of times within a round, above 1 is slower.",
+        f"{document['device']}; {machine.sentence(document['machine'])}. {document['rounds']} rounds that take turns; "
+        "ratios of times within a round, above 1 is slower.",
         "",
     ]
     head = ["", "tokens/s", "time / no hooks", "CPU s", "CPU / no hooks", "time / pickled LMDB"]

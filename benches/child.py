@@ -1,7 +1,8 @@
 """What `isolated.py` starts as a process of its own: one task, whose figures are printed as a JSON document.
 
 child.py write NAME JOB FOLDER DATA DTYPE ENTRIES
-child.py read NAME FOLDER DATA DTYPE ENTRIES
+child.py write-peak NAME FOLDER DATA DTYPE ENTRIES
+child.py read-peak NAME FOLDER DATA DTYPE ENTRIES
 child.py create FOLDER ENTRIES
 child.py open FOLDER ENTRIES
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codec_targets import CHECKS, factor, microseconds
+from machine import sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -139,13 +140,11 @@ def target_table(targets: Iterable[dict[str, Any]]) -> list[str]:
 
 def markdown(document: dict[str, Any]) -> str:
     machine = document["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     lines = [
         "# The codecs against ZipNN",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores; {machine['date']}; commit {machine['commit']}; {versions}; "
-        f"{machine['rounds']} rounds; key distance {machine['keys']}. README.md says what is measured and how. Written "
-        "by `make bench-codec`.",
+        f"{sentence(machine)}; {machine['rounds']} rounds; key distance {machine['keys']}. README.md says what is "
+        "measured and how. Written by `make bench-codec`.",
         "",
         *target_table(document["targets"]),
     ]

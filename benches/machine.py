@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["describe"]
+__all__ = ["describe", "sentence"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("rust", "python", "Cargo.lock")
@@ -31,6 +31,15 @@ def describe(packages: Iterable[str]) -> dict[str, Any]:
         "commit": commit(),
         "versions": {"rustc": output("rustc", "--version").split()[1], "python": platform.python_version(), **versions},
     }
+
+
+def sentence(of: dict[str, Any]) -> str:
+    """What `describe` found, as reports begin."""
+    versions = ", ".join(f"{name} {number}" for name, number in of["versions"].items())
+    return (
+        f"{of['cpu']}, {of['cores']} cores, {of['memory'] / 2**30:.0f} GiB, {of['system']}; {of['date']}; "
+        f"commit {of['commit']}; {versions}"
+    )
 
 
 def installed(package: str) -> str | None:

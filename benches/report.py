@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from codec_report import table
+from machine import sentence
 from summary import AGAINST
 
 if TYPE_CHECKING:
@@ -37,12 +38,9 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def preamble(document: dict[str, Any]) -> list[str]:
-    machine = document["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rounds = ", ".join(sorted({str(run["rounds"]) for run in document["runs"]}))
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, {machine['system']}; "
-        f"{machine['date']}; commit {machine['commit']}; {versions}. {rounds} rounds. Made in "
+        f"{sentence(document['machine'])}. {rounds} rounds. Made in "
         f"{document['seconds'] / 60:.1f} minutes by `bench.py {document['mode']}`; README.md says what is measured "
         "and how.",
         "",

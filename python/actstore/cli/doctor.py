@@ -50,11 +50,13 @@ def doctor(context: typer.Context, report_format: FormatOption = "text") -> None
 
 
 def _checks() -> Iterator[Check]:
+    import numpy as np
+
     from actstore import _core
 
     yield Check("actstore", f"{_core.__version__}, store format {_core.FORMAT_VERSION}")
     yield Check("python", f"{platform.python_version()} on {platform.platform()}")
-    yield Check("numpy", _version("numpy") or "")
+    yield Check("numpy", np.__version__)
     yield _torch()
     yield _package("transformers")
     yield Check("ml_dtypes", _version("ml_dtypes") or "not installed; NumPy shows bfloat16 as uint16 without it")

@@ -37,10 +37,8 @@ impl HookPoint {
 
     /// The block it belongs to, if any.
     pub fn layer(&self) -> Option<u64> {
-        let number = self.0.strip_prefix("blocks.")?.bytes().take_while(|&byte| byte != b'.');
-        number.map(|byte| char::from(byte).to_digit(10)).try_fold(None, |number: Option<u64>, digit| {
-            Some(Some(number.unwrap_or(0).checked_mul(10)?.checked_add(digit?.into())?))
-        })?
+        let number = self.0.strip_prefix("blocks.")?.split('.').next()?;
+        number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok())?
     }
 
     /// What it is in its layer, by the same name in every layer; the embedding begins the residual stream.

@@ -18,7 +18,7 @@ pub use self::tokens::{Origins, Tokens};
 use crate::codec::{Coded, Model, decode};
 use crate::entry::Positions;
 use crate::error::{Error, Kind, Result};
-use crate::format::{Activation, Frame, frame_checksum, malformed, size};
+use crate::format::{Activation, Frame, frame_checksum, malformed, rows_of_frame, size};
 use crate::store::{Store, Stored};
 
 /// Stored bytes that one read and one task take at a time.
@@ -280,6 +280,5 @@ fn coded<'a>(
 }
 
 fn frame_row_count(activation: &Activation, frame: usize) -> u64 {
-    let first = (frame as u64).saturating_mul(activation.frame_rows);
-    activation.frame_rows.min(activation.layout.rows().saturating_sub(first))
+    rows_of_frame(activation.layout.rows(), activation.frame_rows, frame as u64)
 }

@@ -468,23 +468,30 @@ fn learnable(n: u64) -> Draft {
     Draft::new(document, None, vec![(HookPoint::new(POINT).unwrap(), tensor)]).unwrap()
 }
 
-#[test]
-fn a_damaged_copy_of_a_model_costs_nothing_and_is_told_of() {
-    let directory = tempfile::tempdir().unwrap();
-    let root = directory.path().join("store");
-    let store = create(&root);
+/// A closed store of entries `m0` to `m3`: its bytes, and one of them in each copy of their model.
+fn copies_of_a_model(root: &Path) -> (Vec<u8>, Vec<usize>) {
+    let store = create(root);
     put(&store, (0..4).map(learnable)).unwrap();
     let entry = store.entry("m1").unwrap();
     let model = entry.model(&entry.header().activations[0].model.unwrap()).unwrap();
     store.close().unwrap();
     drop((entry, store));
-    let whole = std::fs::read(root.join("data.mdb")).unwrap();
-    let length = model.stored().len();
-    let copies: Vec<_> = (0..whole.len() - length).filter(|&at| &whole[at..at + length] == model.stored()).collect();
+    let bytes = std::fs::read(root.join("data.mdb")).unwrap();
+    let stored = model.stored();
+    let copies: Vec<_> =
+        (0..bytes.len() - stored.len()).filter(|&at| bytes[at..].starts_with(stored)).map(|at| at + 5).collect();
     assert_eq!(copies.len(), 2);
+    (bytes, copies)
+}
+
+#[test]
+fn a_damaged_copy_of_a_model_costs_nothing_and_is_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    let (whole, copies) = copies_of_a_model(&root);
     for at in copies {
         let mut bytes = whole.clone();
-        bytes[at + 5] ^= 1;
+        bytes[at] ^= 1;
         std::fs::write(root.join("data.mdb"), &bytes).unwrap();
         let store = open(&root, false);
         for n in 0..4 {
@@ -500,17 +507,7 @@ fn a_damaged_copy_of_a_model_costs_nothing_and_is_told_of() {
 fn damaged_copies_of_a_model_are_written_again_with_what_needs_it() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("store");
-    let store = create(&root);
-    put(&store, (0..4).map(learnable)).unwrap();
-    let entry = store.entry("m1").unwrap();
-    let model = entry.model(&entry.header().activations[0].model.unwrap()).unwrap();
-    store.close().unwrap();
-    drop((entry, store));
-    let mut bytes = std::fs::read(root.join("data.mdb")).unwrap();
-    let stored = model.stored();
-    let copies: Vec<_> =
-        (0..bytes.len() - stored.len()).filter(|&at| bytes[at..].starts_with(stored)).map(|at| at + 5).collect();
-    assert_eq!(copies.len(), 2);
+    let (mut bytes, copies) = copies_of_a_model(&root);
     copies.into_iter().for_each(|at| bytes[at] ^= 1);
     std::fs::write(root.join("data.mdb"), &bytes).unwrap();
     let store = open(&root, true);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{ALIGNMENT, Fields, malformed, put_varint};
+use super::{ALIGNMENT, Fields, bounded, malformed, put_varint};
 use crate::codec::{Encoding, ModelId};
 use crate::entry::{ContentId, Document, MAX_TOKENS};
 use crate::error::{Error, Kind, Result};
@@ -101,7 +101,7 @@ impl Activation {
     fn decode(fields: &mut Fields<'_>) -> Result<Self> {
         let name_length = fields.size()?;
         let name = fields.text(name_length)?;
-        let (dtype, rank) = (fields.u8()?, fields.count(MAX_RANK as u64, "axes")?);
+        let (dtype, rank) = (fields.u8()?, bounded(fields.varint()?, MAX_RANK as u64, "axes")?);
         let dtype = Dtype::from_code(dtype).ok_or_else(|| malformed(format!("unknown dtype code `{dtype}`")))?;
         let shape = (0..rank).map(|_| fields.varint()).collect::<Result<Vec<_>>>()?;
         let (layout, frame_rows) = (Layout::new(dtype, shape)?, fields.varint()?);
@@ -130,12 +130,17 @@ impl Activation {
     fn decode_frame(&self, number: u64, fields: &mut Fields<'_>) -> Result<Frame> {
         let (checksum, length, code) = (fields.u64()?, fields.u32_varint()?, fields.u8()?);
         let encoding = Encoding::from_code(code).ok_or_else(|| malformed(format!("unknown encoding `{code}`")))?;
-        let rows = self.frame_rows.min(self.layout.rows().saturating_sub(number.saturating_mul(self.frame_rows)));
+        let rows = rows_of_frame(self.layout.rows(), self.frame_rows, number);
         if u64::from(length) > rows * self.layout.row_bytes() {
             return Err(malformed(format!("a frame of `{}` is stored in more bytes than it has", self.point)));
         }
         Ok(Frame { checksum, length, encoding })
     }
+}
+
+/// Rows of a frame, by its number, of an activation with so many, `frame_rows` a frame; the last frame has the rest.
+pub fn rows_of_frame(rows: u64, frame_rows: u64, number: u64) -> u64 {
+    frame_rows.min(rows.saturating_sub(number.saturating_mul(frame_rows)))
 }
 
 /// Checks that each activation that is encoded given another comes after it, alone, and has the same rows in each frame:
@@ -187,9 +192,9 @@ impl EntryHeader {
         let mut fields = Fields::new(bytes);
         let json = fields.size()?;
         let document = Document::parse(fields.text(json)?)?;
-        let tokens = fields.count(MAX_TOKENS + 1, "token ids and 1")?.checked_sub(1);
+        let tokens = fields.varint()?.checked_sub(1).map(|n| bounded(n, MAX_TOKENS, "token ids")).transpose()?;
         let token_ids = tokens.map(|n| (0..n).map(|_| fields.u32_varint()).collect()).transpose()?;
-        let points = fields.count(MAX_POINTS as u64, "activations")?;
+        let points = bounded(fields.varint()?, MAX_POINTS as u64, "activations")?;
         let activations = (0..points).map(|_| Activation::decode(&mut fields)).collect::<Result<Vec<_>>>()?;
         fields.end()?;
         let ascending = activations.windows(2).all(|pair| matches!(pair, [left, right] if left.point < right.point));
@@ -237,7 +242,7 @@ impl<'a> EntryRecord<'a> {
     /// Reads a payload that was checked.
     pub fn decode(payload: &'a [u8]) -> Result<Self> {
         let mut fields = Fields::new(payload);
-        let (content_id, offsets) = (fields.array()?, fields.count(MAX_POINTS as u64, "chunks")?);
+        let (content_id, offsets) = (fields.array()?, bounded(fields.varint()?, MAX_POINTS as u64, "chunks")?);
         let offsets = (0..offsets).map(|_| Ok(fields.varint()?.saturating_mul(ALIGNMENT))).collect::<Result<_>>()?;
         Ok(Self { content_id, offsets, header: fields.rest })
     }

@@ -8,7 +8,7 @@ pub mod lmdb;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128};
 
 pub use self::commit::{Change, CommitRecord, Extent, ModelPlace, Sealed};
-pub use self::entry::{Activation, EntryHeader, EntryRecord, Frame, MAX_POINTS};
+pub use self::entry::{Activation, EntryHeader, EntryRecord, Frame, MAX_POINTS, rows_of_frame};
 use crate::error::{Error, Kind, Result};
 
 /// Major version of the format. Version 0 may change without notice.
@@ -214,6 +214,11 @@ fn count(n: usize) -> Result<u32> {
         .map_err(|_| Error::new(Kind::LimitExceeded, format!("`{n}` items are above the limit of an entry")))
 }
 
+/// How many of something there are, which a byte of a record may make many more in memory.
+fn bounded(n: u64, most: u64, what: &str) -> Result<u64> {
+    if n <= most { Ok(n) } else { Err(malformed(format!("`{n}` {what} are above the limit of {most}"))) }
+}
+
 /// Appends a number in as few bytes as it has groups of seven bits, the lowest first; all but the last have the highest
 /// bit set (LEB128).
 fn put_varint(out: &mut Vec<u8>, mut n: u64) {
@@ -293,12 +298,6 @@ impl<'a> Fields<'a> {
 
     fn size(&mut self) -> Result<usize> {
         self.varint().and_then(size)
-    }
-
-    /// How many of something there are: a byte of a record may become more in memory, so this is bounded first.
-    fn count(&mut self, most: u64, what: &str) -> Result<u64> {
-        let n = self.varint()?;
-        if n <= most { Ok(n) } else { Err(malformed(format!("`{n}` {what} are above the limit of {most}"))) }
     }
 
     fn text(&mut self, n: usize) -> Result<&'a str> {

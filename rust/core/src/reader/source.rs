@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{Request, TASK_BYTES, activation_of, check_frame, frame_starts, read_here};
 use crate::codec::{Coded, Model, decode};
 use crate::error::{Error, Kind, Result};
-use crate::format::{Activation, Frame, malformed, size};
+use crate::format::{Activation, Frame, malformed, rows_of_frame, size};
 use crate::store::{Chunk, Store, Stored};
 use crate::tensor::Dtype;
 
@@ -175,7 +175,7 @@ impl Frames {
     fn read_frame(&self, vectors: Vectors, number: u64, stored: &[u8], cuts: &mut [Cut<'_>]) -> Result<()> {
         let frame = &self.placed(number)?.frame;
         check_frame(frame, stored)?;
-        let rows = self.frame_rows.min(self.rows.saturating_sub(number * self.frame_rows));
+        let rows = rows_of_frame(self.rows, self.frame_rows, number);
         let (encoding, model, dtype, row_values) =
             (frame.encoding, self.model.as_deref(), vectors.dtype, vectors.width);
         let coded = Coded { encoding, stored, dtype, row_values, rows, model, below: None };

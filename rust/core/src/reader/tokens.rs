@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::gather::check_room;
 use super::source::{Rows, Source, Vectors, read_rows};
 use super::{activation_of, lookup};
-use crate::entry::{ContentId, Document, Positions};
+use crate::entry::{ContentId, Document, Positions, StoredPositions};
 use crate::error::{Kind, Result};
 use crate::format::{malformed, size};
 use crate::shuffle::Shuffle;
@@ -279,12 +279,11 @@ impl Ready {
 
 /// `selected` of the rows of an activation, or all.
 fn stretches(document: &Document, rows: u64, selected: Option<Vec<u64>>) -> Box<[Stretch]> {
-    let positions: Vec<u64> = document.positions.iter().flatten().flat_map(|&[start, stop]| start..stop).collect();
-    let is_tied = positions.len() as u64 == rows;
-    let position_of = |row: u64| usize::try_from(row).ok().filter(|_| is_tied).and_then(|row| positions.get(row));
+    let stored = StoredPositions::of(document.positions.as_deref());
+    let is_tied = stored.count == rows;
     let mut stretches: Vec<Stretch> = Vec::new();
     let mut add = |row: u64| {
-        let position = position_of(row).copied().unwrap_or(row);
+        let position = stored.position_of(row).filter(|_| is_tied).unwrap_or(row);
         let follows = |last: &&mut Stretch| (last.row + last.rows, last.position + last.rows) == (row, position);
         let before = stretches.last().map_or(0, |last| last.before + last.rows);
         match stretches.last_mut().filter(follows) {
