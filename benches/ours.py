@@ -85,8 +85,7 @@ class StoreReader(Reader):
         return self._store[self.keys[number]][point]
 
     def entry(self, number: int) -> list[Array]:
-        entry = self._store[self.keys[number]]
-        return [entry[point] for point in entry]
+        return list(self._store[self.keys[number]].activations().values())
 
     def everything(self, count: int) -> Iterator[Array]:
         keys = self.keys[:count]

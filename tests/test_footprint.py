@@ -60,7 +60,7 @@ def peak_of(entries: int, path: Path) -> int:
                         prompt=f"prompt {index}", token_ids=range(16), prompt_length=8,
                         activations={layer: arrays[(index + layer) % 100] for layer in range(4)},
                     )
-            with actstore.open(path) as store:
+            with actstore.open(path, memory="8 MiB") as store:
                 read = sum(1 for _ in store.scan(3)) + sum(entry.numpy(0).shape[0] > 0 for entry in store)
         assert read == 2 * count
         print(peak.bytes)

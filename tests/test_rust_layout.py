@@ -10,7 +10,7 @@ CORE = ROOT / "core" / "src"
 
 LAYERS = (
     ("error", "lock", "shuffle"),
-    ("tensor", "hook_point", "pool"),
+    ("tensor", "hook_point", "pool", "buffers"),
     ("entry",),
     ("codec", "files"),
     ("format", "staging"),

@@ -346,6 +346,33 @@ def test_three_batches_are_held_at_most(monkeypatch: pytest.MonkeyPatch) -> None
     assert 2 <= allocated.peak <= 3
 
 
+def test_shuffled_batches_are_the_same_with_little_memory(tmp_path: Path) -> None:
+    """With much of it all vectors are held, with little each batch is read by itself."""
+    with actstore.create(tmp_path / "s") as store:
+        fill(store, COUNTS)
+    with actstore.open(tmp_path / "s") as much, actstore.open(tmp_path / "s", memory=1024) as little:
+        for selection in ("all", "prompt", "response"):
+            options: dict[str, Any] = {"positions": selection, "batch_size": 7, "shuffle": True, "seed": 3}
+            assert batches(much, **options) == batches(little, **options)
+
+
+def test_damage_is_the_error_of_the_batch_that_has_it(tmp_path: Path) -> None:
+    """Also where all vectors are read at first."""
+    with actstore.create(tmp_path / "s", codec="raw") as store:
+        fill(store, COUNTS)
+        expected = joined(batches(store, batch_size=1, shuffle=True))
+    shard = next((tmp_path / "s" / "shards").iterdir())
+    damaged = bytearray(shard.read_bytes())
+    victim = next(row for key, _, row in expected if key != expected[0][0])
+    damaged[damaged.index(victim)] ^= 1
+    shard.write_bytes(damaged)
+    with actstore.open(tmp_path / "s") as store:
+        read = store.tokens(POINT, batch_size=1, shuffle=True)
+        assert as_bytes(next(read).activations) == [expected[0][2]]
+        with pytest.raises(CorruptError, match="checksum"):
+            list(read)
+
+
 def test_memory_is_that_of_batches_and_keys(tmp_path: Path) -> None:
     """Ten times the entries, of large metadata and in a shuffled order, take no more than their keys."""
     script = """
@@ -360,7 +387,7 @@ def test_memory_is_that_of_batches_and_keys(tmp_path: Path) -> None:
             for index in range(count):
                 activations = {layer: array for layer in range(2)}
                 writer.put(prompt=f"prompt {index}" * 100, token_ids=range(8), activations=activations)
-        with actstore.open(path) as store:
+        with actstore.open(path, memory="8 MiB") as store:
             next(store.tokens(0))
             before = anonymous_bytes()
             with Peak() as peak:

@@ -8,8 +8,10 @@ from typing_extensions import Buffer
 __all__ = [
     "FORMAT_VERSION",
     "Batch",
-    "Gather",
+    "Documents",
     "Ring",
+    "Rows",
+    "Scan",
     "Slot",
     "Store",
     "StoredEntry",
@@ -31,6 +33,8 @@ __version__: str
 FORMAT_VERSION: int
 
 _PositionsLike: TypeAlias = str | Sequence[int] | None
+_Read: TypeAlias = tuple[Rows, str, list[int]]
+"""Rows, their dtype, and their shape."""
 
 def error_kinds() -> list[str]:
     """Every `kind` an error of the core can have."""
@@ -145,17 +149,17 @@ class Store:
         """Keys in the order of writing; a replaced entry keeps its place."""
 
     def entry(self, key: str) -> StoredEntry: ...
-    def documents(self) -> list[str]:
-        """The document of each entry as JSON text, in the order of `keys`. See `StoredEntry.document`."""
+    def documents(self) -> Documents:
+        """Plan reading the document of every entry, in the order of writing."""
 
     def metadata_stream(self) -> Any:
         """PyCapsule `arrow_array_stream` of one row an entry."""
 
-    def read(self, requests: Sequence[tuple[StoredEntry, str, _PositionsLike, Buffer]]) -> None:
-        """Decode each (entry, hook point, positions) into its writable buffer, in parallel."""
+    def scan(self, point: str, positions: _PositionsLike, keys: list[str]) -> Scan:
+        """Plan reading a hook point of the entries of these keys, in their order."""
 
-    def gather(self, point: str, keys: Sequence[str], positions: Buffer) -> Gather:
-        """Look up the token vector at each position, a buffer of int64, of the entry of each key."""
+    def gather(self, point: str, keys: Sequence[str], positions: Buffer) -> _Read:
+        """Decode the token vector at each position, a buffer of int64, of the entry of each key."""
 
     def tokens(self, point: str, positions: _PositionsLike, seed: int | None) -> Tokens:
         """List the token vectors of all entries, in the order of writing or in the shuffled one of `seed`."""
@@ -180,15 +184,28 @@ class Store:
     def close(self) -> None: ...
 
 @final
-class Gather:
-    """Token vectors that were looked up by key and position."""
+class Rows(Buffer):
+    """Decoded rows: writable memory through the buffer protocol, used again once nothing views it any more."""
 
-    def __len__(self) -> int: ...
-    def vectors(self) -> tuple[str, int, int]:
-        """(dtype, d, bytes) of each vector."""
+    def __len__(self) -> int:
+        """Bytes."""
 
-    def read(self, out: Buffer) -> None:
-        """Decode all of them, in the order asked for, into a writable buffer of their bytes."""
+@final
+class Documents:
+    """The documents of all entries, window by window."""
+
+    def window(self) -> list[dict[str, Any]]:
+        """The next documents, as `StoredEntry.document` gives them, while the core reads on; none at the end."""
+
+@final
+class Scan:
+    """One hook point of many entries, window by window."""
+
+    def window(self) -> list[tuple[str, _Read]]:
+        """(key, what was read) of the next entries that have the point, while the core reads on; none at the end.
+
+        Where no entry has it: the `point_not_stored` error of the first one.
+        """
 
 @final
 class Tokens:
@@ -197,11 +214,11 @@ class Tokens:
     def __len__(self) -> int:
         """Vectors in all."""
 
-    def vectors(self) -> tuple[str, int, int] | None:
-        """(dtype, d, bytes) of each vector; None where there are none."""
+    def vectors(self) -> tuple[str, int] | None:
+        """(dtype, d) of each vector; None where there are none."""
 
-    def read(self, start: int, out: Buffer, entries: Buffer, positions: Buffer) -> None:
-        """Decode the vectors from place `start` of the order on into a writable buffer of their bytes.
+    def read(self, start: int, entries: Buffer, positions: Buffer) -> Rows:
+        """Decode the vectors from place `start` of the order on.
 
         `entries` and `positions` are filled with the number of each one's entry, as uint32, and its position, as int64;
         how many they hold is how many vectors are read.
@@ -218,18 +235,18 @@ class StoredEntry:
     def key(self) -> str: ...
     @property
     def content_id(self) -> str: ...
-    def document(self) -> str:
-        """JSON object.
-
-        Its fields: key, key_recipe, prompt, response, prompt_sha256, prompt_length, positions, metadata, created.
-        """
+    def document(self) -> dict[str, Any]:
+        """Its fields: key, key_recipe, prompt, response, prompt_sha256, prompt_length, positions, metadata, created."""
 
     def token_ids(self) -> list[int] | None: ...
     def points(self) -> list[tuple[str, str, list[int]]]:
         """(hook point, dtype, shape) in the canonical order."""
 
-    def layout(self, point: str, positions: _PositionsLike) -> tuple[str, list[int], int]:
-        """(dtype, shape, bytes) of what `Store.read` will write for this selection."""
+    def layout(self, point: str, positions: _PositionsLike) -> tuple[str, list[int]]:
+        """(dtype, shape) of what `read` gives for this selection."""
+
+    def read(self, points: Sequence[str], positions: _PositionsLike) -> list[_Read]:
+        """Decode the selected rows at each of the points, in parallel."""
 
 @final
 class Writer:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
     Encoded = tuple[str, list[int], memoryview]
     Array = NDArray[Any] | np.generic | torch.Tensor
@@ -91,32 +92,32 @@ def _require_dtype(name: str, dtype: str) -> str:
     raise InvalidInputError("invalid_tensor", message)
 
 
-def allocate(size: int) -> NDArray[np.uint8]:
-    """Uninitialised memory of `size` bytes for the core to decode into."""
+def as_numpy(rows: Buffer, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+    """A view of `rows` as an array of `dtype` and `shape`."""
     import numpy as np
 
-    return np.empty(size, np.uint8)
+    return np.ndarray(shape, numpy_dtype(dtype), cast("Any", rows))
 
 
-def as_numpy(data: NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> NDArray[Any]:
-    """A view of `data` as an array of `dtype` and `shape`."""
-    return data.view(numpy_dtype(dtype)).reshape(tuple(shape))
-
-
-def as_torch(data: NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> torch.Tensor:
-    """A view of `data` as a tensor of `dtype` and `shape`; ImportError without torch."""
+def as_torch(rows: Buffer, dtype: str, shape: Sequence[int]) -> torch.Tensor:
+    """A view of `rows` as a tensor of `dtype` and `shape`; ImportError without torch."""
     import torch
 
-    kind = cast("torch.dtype", getattr(torch, dtype))
-    if not data.size:
-        # torch gives an empty array strides under which no dtype can be viewed.
-        return torch.empty(tuple(shape), dtype=kind)
-    return cast("Any", torch).from_numpy(data).view(kind).reshape(tuple(shape))
+    kind = _torch_dtype(dtype)
+    # torch makes no tensor of a buffer without bytes.
+    return torch.frombuffer(rows, dtype=kind).view(shape) if 0 not in shape else torch.empty(shape, dtype=kind)
 
 
-def as_array(data: NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> Any:
-    """A view of `data` as a torch tensor where torch is installed, else as a NumPy array."""
-    return as_torch(data, dtype, shape) if has_torch() else as_numpy(data, dtype, shape)
+def as_array(rows: Buffer, dtype: str, shape: Sequence[int]) -> Any:
+    """A view of `rows` as a torch tensor where torch is installed, else as a NumPy array."""
+    return as_torch(rows, dtype, shape) if has_torch() else as_numpy(rows, dtype, shape)
+
+
+@cache
+def _torch_dtype(dtype: str) -> torch.dtype:
+    import torch
+
+    return cast("torch.dtype", getattr(torch, dtype))
 
 
 @cache

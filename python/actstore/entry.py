@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from actstore import _core, arrays
 from actstore.errors import InvalidInputError
 from actstore.hook_points import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -30,10 +29,9 @@ class Entry:
     points go by any spelling of `actstore.hook_points`. Nothing of an activation is read before it is asked for.
     """
 
-    __slots__ = ("_core", "_document", "_stored")
+    __slots__ = ("_document", "_stored")
 
-    def __init__(self, core: _core.Store, stored: _core.StoredEntry) -> None:
-        self._core = core
+    def __init__(self, stored: _core.StoredEntry) -> None:
         self._stored = stored
         self._document: dict[str, Any] | None = None
 
@@ -41,7 +39,7 @@ class Entry:
     def document(self) -> dict[str, Any]:
         """Everything but token ids and activations, as stored: the row that `Store.search` and the table show."""
         if self._document is None:
-            self._document = cast("dict[str, Any]", json.loads(self._stored.document()))
+            self._document = self._stored.document()
         return self._document
 
     @property
@@ -124,12 +122,19 @@ class Entry:
         """The activation at `point` as a torch tensor on the CPU; arguments and errors as for `numpy`."""
         return arrays.as_torch(*self._read(point, positions))
 
-    def _read(self, point: PointLike, positions: str | Sequence[int]) -> tuple[NDArray[Any], str, list[int]]:
-        name, selected = canonical(point), selection(positions)
-        dtype, shape, size = self._stored.layout(name, selected)
-        data = arrays.allocate(size)
-        self._core.read([(self._stored, name, selected, data.data)])
-        return data, dtype, shape
+    def _read(self, point: PointLike, positions: str | Sequence[int]) -> tuple[_core.Rows, str, list[int]]:
+        return self._stored.read([canonical(point)], selection(positions))[0]
+
+    def activations(
+        self, points: Iterable[PointLike] | None = None, positions: str | Sequence[int] = "all"
+    ) -> dict[str, Any]:
+        """The arrays at `points`, or at every stored one, by their stored names: read together, in parallel.
+
+        Arguments, arrays and errors are those of `numpy` and `entry[point]`.
+        """
+        names = self.points if points is None else [canonical(point) for point in points]
+        read = self._stored.read(names, selection(positions))
+        return {name: arrays.as_array(*found) for name, found in zip(names, read, strict=True)}
 
     def __getitem__(self, point: PointLike) -> Any:
         return arrays.as_array(*self._read(point, "all"))

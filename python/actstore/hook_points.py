@@ -6,6 +6,7 @@ paths of modules. `_TEMPLATES` is the one table of them.
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, SupportsIndex, TypeAlias, cast
 
 from actstore.errors import InvalidInputError
@@ -187,6 +188,7 @@ def unknown_point(point: object) -> InvalidInputError:
     return InvalidInputError("unknown_point", f"hook point `{point}` does not exist; {_existing_points()}")
 
 
+@lru_cache(maxsize=4096)
 def _from_text(text: str, layers: int | None) -> str:
     kind, dot, rest = text.partition(".")
     kind = _ALIASES.get(kind, kind)

@@ -42,7 +42,9 @@ class MetadataTable:
         return len(self._core)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (cast("dict[str, Any]", json.loads(document)) for document in self._core.documents())
+        planned = self._core.documents()
+        while window := planned.window():
+            yield from window
 
     def dicts(self) -> list[dict[str, Any]]:
         """Every row as a dict."""

@@ -61,7 +61,8 @@ def create(
     activation's own, `float16` or `bfloat16` packs to it, and `overflow` then says what becomes of an activation with
     finite values beyond its range: `error`, `saturate` or `keep` (it keeps its dtype).
     `on_conflict`, for a key that is stored with other content: `error`, `skip`, `replace` or `number` (`key#1`).
-    `durability`: `commit` syncs every commit, `interval` every 2 s at most. `memory` bounds the writer's queue.
+    `durability`: `commit` syncs every commit, `interval` every 2 s at most. `memory` bounds the writer's queue, and
+    what reading keeps for later.
 
     Errors: `AlreadyExistsError` where something is already, `InvalidInputError` of kind `invalid_option`.
     """
@@ -90,9 +91,9 @@ def open(path: str | os.PathLike[str], mode: Mode = "r", *, memory: int | str = 
     """Open the store at `path`, of whichever backend it is.
 
     `mode`: `r` reads, beside a writer too, what is committed at this moment, and of `lmdb` what is committed when it
-    is called; `a` reads and writes, one writer at a time. `memory` bounds the writer's queue, in bytes or as
-    `"1 GiB"`. A damaged store opens with mode `r`, with a warning where opening meets the damage: what is not lost
-    reads. One of `lmdb` whose pages are damaged does not open.
+    is called; `a` reads and writes, one writer at a time. `memory` bounds the writer's queue and what reading keeps for
+    later, in bytes or as `"1 GiB"`. A damaged store opens with mode `r`, with a warning where opening meets the damage:
+    what is not lost reads. One of `lmdb` whose pages are damaged does not open.
 
     Errors: `NotFoundError` of kind `not_a_store`, `LockedError` where another writer is, `UnsupportedVersionError`,
     `CorruptError`.
@@ -160,7 +161,7 @@ class Store:
         return isinstance(key, str) and key in self._core
 
     def __getitem__(self, key: str) -> Entry:
-        return Entry(self._core, self._core.entry(key))
+        return Entry(self._core.entry(key))
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[key] for key in self.keys())
@@ -194,7 +195,7 @@ class Store:
     ) -> Iterator[tuple[str, Any]]:
         """Iterate over (key, array [positions, d]) of every entry that has `point`, in the order of writing.
 
-        Made for stores larger than memory: about 64 MiB are held, or two activations where those are larger, and the
+        Made for stores larger than memory: about 8 MiB are held, or two activations where those are larger, and the
         next part is decoded in parallel while this one is used. `positions` and the arrays are as for `Entry.numpy`
         and `entry[point]`. `keys` are the entries to read, in their order, such as the result of `search`.
 
@@ -221,7 +222,9 @@ class Store:
         every machine. The entries are those that there are when the first batch is asked for; one that is replaced or
         deleted later gives what it was or is refused as `no_such_key`.
 
-        Memory: three batches, 8 MiB, and of each entry its key and 64 bytes; nothing for a vector, also with `shuffle`.
+        Memory: three batches, 8 MiB, and of each entry its key and 64 bytes. With `shuffle` all vectors are held
+        decoded where they take no more than a quarter of the store's `memory`; else each batch is read by itself, more
+        slowly.
         The next batch is read in parallel while this one is used.
 
         Errors: `point_not_stored` where no entry has the point, `unknown_position` where one lacks the selection,

@@ -70,25 +70,20 @@ def tokens(
         yield upcoming.result()
 
 
-def _read(planned: _core.Tokens, vectors: tuple[str, int, int], start: int, batch_size: int) -> TokenBatch:
+def _read(planned: _core.Tokens, vectors: tuple[str, int], start: int, batch_size: int) -> TokenBatch:
     import numpy as np
 
-    dtype, width, size = vectors
+    dtype, width = vectors
     count = min(batch_size, len(planned) - start)
-    data = arrays.allocate(count * size)
     entries, positions = np.empty(count, np.uint32), np.empty(count, np.int64)
-    planned.read(start, data.data, entries.data, positions.data)
-    return TokenBatch(planned, arrays.as_array(data, dtype, [count, width]), entries, positions)
+    rows = planned.read(start, entries.data, positions.data)
+    return TokenBatch(planned, arrays.as_array(rows, dtype, [count, width]), entries, positions)
 
 
 def gather(core: _core.Store, point: str, keys: Iterable[str], positions: IndicesLike) -> Any:
     """The array of `Store.gather`."""
     names = _names(keys)
-    found = core.gather(point, names, _indices(positions, len(names)).data)
-    dtype, width, size = found.vectors()
-    data = arrays.allocate(len(names) * size)
-    found.read(data.data)
-    return arrays.as_array(data, dtype, [len(names), width])
+    return arrays.as_array(*core.gather(point, names, _indices(positions, len(names)).data))
 
 
 def _names(keys: Iterable[str]) -> list[str]:

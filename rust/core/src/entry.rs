@@ -3,6 +3,7 @@
 mod positions;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -29,7 +30,10 @@ pub type ContentId = [u8; 32];
 
 /// Lower-case hex of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut hex = String::with_capacity(2 * bytes.len());
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    hex.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+    hex
 }
 
 /// SHA-256 hex of the prompt as fed to the tokenizer.
@@ -201,12 +205,7 @@ impl Document {
 
     /// The document as shown to people: the stored one with `prompt_sha256` and every field present.
     pub fn to_public_json(&self) -> Result<String> {
-        let public = serde_json::json!({
-            "key": self.key, "key_recipe": self.key_recipe, "prompt": self.prompt, "response": self.response,
-            "prompt_sha256": self.prompt_sha256(), "prompt_length": self.prompt_length, "positions": self.positions,
-            "metadata": self.metadata, "created": self.created,
-        });
-        Ok(public.to_string())
+        Public::of_stored(&self.to_json()?)
     }
 
     /// The parts that are content, as canonical JSON: keys sorted, no spaces, no key, no recipe, no time.
@@ -260,6 +259,37 @@ impl Document {
             );
             Error::new(Kind::UnknownPosition, message)
         })
+    }
+}
+
+/// A document as shown to people. Its fields are not taken apart: they are shown as they are stored.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Public<'a> {
+    #[serde(borrow)]
+    key: Option<&'a RawValue>,
+    key_recipe: Option<&'a RawValue>,
+    prompt: Option<&'a RawValue>,
+    response: Option<&'a RawValue>,
+    #[serde(default)]
+    prompt_sha256: Option<String>,
+    prompt_length: Option<&'a RawValue>,
+    positions: Option<&'a RawValue>,
+    metadata: Option<&'a RawValue>,
+    created: Option<&'a RawValue>,
+}
+
+impl Public<'_> {
+    /// A document as stored, made public.
+    pub(crate) fn of_stored(json: &str) -> Result<String> {
+        let shown = || {
+            let mut public: Public<'_> = serde_json::from_str(json)?;
+            let prompt = public.prompt.map(|prompt| serde_json::from_str::<String>(prompt.get())).transpose()?;
+            public.prompt_sha256 = prompt.as_deref().map(key_of_prompt);
+            public.metadata = public.metadata.or(Some(serde_json::from_str("{}")?));
+            public.created = public.created.or(Some(serde_json::from_str("0.0")?));
+            serde_json::to_string(&public)
+        };
+        shown().map_err(|e| Error::new(Kind::InvalidMetadata, format!("metadata cannot be shown: {e}")))
     }
 }
 

@@ -7,6 +7,7 @@
 //! This crate knows bytes and files. It knows no Python, no torch and no model.
 
 pub mod batch;
+pub mod buffers;
 pub mod codec;
 pub mod columns;
 mod committer;

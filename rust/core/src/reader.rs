@@ -1,8 +1,11 @@
 //! The way out: projection on hook point and positions, down to the frames that hold them, decoded in parallel into
 //! the caller's buffers.
 
+mod ahead;
 mod chain;
+mod documents;
 mod gather;
+mod scan;
 mod source;
 mod tokens;
 
@@ -11,15 +14,20 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+pub use self::ahead::{Ahead, Parts};
 pub use self::chain::{chains, decode_frames};
-pub use self::gather::Gather;
+pub use self::documents::Documents;
+pub use self::gather::gather;
+pub use self::scan::{Scan, Scanned};
 pub use self::source::Vectors;
 pub use self::tokens::{Origins, Tokens};
-use crate::codec::{Coded, Model, decode};
+use crate::buffers::Buffer;
+use crate::codec::{Coded, Encoding, Model, decode};
 use crate::entry::Positions;
 use crate::error::{Error, Kind, Result};
 use crate::format::{Activation, Frame, frame_checksum, malformed, rows_of_frame, size};
 use crate::store::{Store, Stored};
+use crate::tensor::Layout;
 
 /// Stored bytes that one read and one task take at a time.
 const TASK_BYTES: usize = 1 << 20;
@@ -38,14 +46,50 @@ pub struct Request<'a> {
     pub out: &'a mut [u8],
 }
 
-/// Which rows of a stored activation a selection names: its index, the rows, and their bytes.
-pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Option<Vec<u64>>, u64)> {
+/// Rows of a stored activation that a selection names.
+#[derive(Debug)]
+pub struct Selected {
+    /// Index of the activation in its header.
+    pub activation: usize,
+    /// The rows, in order; `None` for all.
+    pub rows: Option<Vec<u64>>,
+    /// Dtype and shape of what was selected.
+    pub layout: Layout,
+}
+
+/// Which rows of a stored activation a selection names.
+pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<Selected> {
     let header = entry.header();
     let index = header.find(point)?;
     let activation = activation_of(entry, index)?;
     let rows = header.document.rows(&activation.point, &activation.layout, positions)?;
-    let count = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
-    Ok((index, rows, count * activation.layout.row_bytes()))
+    let layout = match &rows {
+        Some(rows) => activation.layout.with_rows(rows.len() as u64)?,
+        None => activation.layout.clone(),
+    };
+    Ok(Selected { activation: index, rows, layout })
+}
+
+/// The selected rows of activations of an entry, each in memory of its own, and what they are.
+pub fn read_selected(
+    store: &Store,
+    entry: &Arc<dyn Stored>,
+    points: &[impl AsRef<str>],
+    positions: &Positions,
+) -> Result<Vec<(Layout, Buffer)>> {
+    let (mut wanted, mut found) = (Vec::with_capacity(points.len()), Vec::with_capacity(points.len()));
+    for point in points {
+        let Selected { activation, rows, layout } = select(entry.as_ref(), point.as_ref(), positions)?;
+        let buffer = store.buffers().take(size(layout.bytes())?)?;
+        wanted.push((activation, rows));
+        found.push((layout, buffer));
+    }
+    let requests = wanted.into_iter().zip(&mut found).map(|((activation, rows), (_, out))| {
+        let entry = entry.clone();
+        Request { entry, activation, rows, out }
+    });
+    read(store, requests.collect())?;
+    Ok(found)
 }
 
 /// Which token vectors of an entry a selection names: the index of its activation, what they are, and the rows; `None` for
@@ -137,38 +181,78 @@ struct Piece<'a> {
     out: &'a mut [u8],
 }
 
+/// What is wanted of consecutive frames.
+enum Part<'a> {
+    /// Every row: the number of the first frame and the one after the last.
+    Whole(Range<usize>, &'a mut [u8]),
+    Pieces(Vec<Piece<'a>>),
+}
+
 /// Consecutive frames, read at once.
 struct Task<'a> {
     entry: Arc<dyn Stored>,
     activation: usize,
     model: Option<Arc<Model>>,
     start: u64,
-    pieces: Vec<Piece<'a>>,
+    length: usize,
+    part: Part<'a>,
 }
 
 fn plan(request: Request<'_>) -> Result<Vec<Task<'_>>> {
     let Request { entry, activation: index, rows, out } = request;
     let activation = activation_of(entry.as_ref(), index)?;
-    let pieces = pieces(activation, rows, out)?;
     let model = activation.model.map(|id| entry.model(&id)).transpose()?;
+    let task = |(start, length, part)| {
+        let (entry, model) = (entry.clone(), model.clone());
+        Task { entry, activation: index, model, start, length, part }
+    };
+    let parts = match rows {
+        None => whole_parts(activation, out)?,
+        Some(rows) => pieces_together(activation, pieces(activation, Some(rows), out)?)?,
+    };
+    Ok(parts.into_iter().map(task).collect())
+}
+
+/// Where it begins in its chunk, its bytes there, and what is wanted of them.
+type Place<'a> = (u64, usize, Part<'a>);
+
+fn whole_parts<'a>(activation: &Activation, mut out: &'a mut [u8]) -> Result<Vec<Place<'a>>> {
+    check_room(activation, activation.layout.rows(), out)?;
+    let row_bytes = size(activation.layout.row_bytes())?;
+    let (mut parts, mut first, mut start) = (Vec::new(), 0, 0);
+    while first < activation.frames.len() {
+        let (mut end, mut length, mut rows) = (first, 0, 0);
+        while let Some(frame) = activation.frames.get(end).filter(|_| length < TASK_BYTES) {
+            length += frame.length as usize;
+            rows += frame_row_count(activation, end);
+            end += 1;
+        }
+        let (mine, rest) = out.split_at_mut(size(rows)? * row_bytes);
+        parts.push((start, length, Part::Whole(first..end, mine)));
+        (first, start, out) = (end, start + length as u64, rest);
+    }
+    Ok(parts)
+}
+
+fn pieces_together<'a>(activation: &Activation, pieces: Vec<Piece<'a>>) -> Result<Vec<Place<'a>>> {
     let starts = frame_starts(activation);
-    let mut tasks: Vec<Task<'_>> = Vec::new();
-    let mut bytes = 0;
+    let mut parts: Vec<Place<'a>> = Vec::new();
+    let mut last = None;
     for piece in pieces {
-        let frame = frame_of(activation, piece.frame)?;
-        let start = starts.get(piece.frame).copied().unwrap_or_default();
-        let follows = |task: &Task<'_>| task.pieces.last().is_some_and(|last| last.frame + 1 == piece.frame);
-        match tasks.last_mut().filter(|task| bytes < TASK_BYTES && follows(task)) {
-            Some(task) => task.pieces.push(piece),
-            None => {
-                bytes = 0;
-                let (entry, model) = (entry.clone(), model.clone());
-                tasks.push(Task { entry, activation: index, model, start, pieces: vec![piece] });
+        let (number, frame) = (piece.frame, frame_of(activation, piece.frame)?.length as usize);
+        let follows = last.replace(number).is_some_and(|last| last + 1 == number);
+        match parts.last_mut().filter(|(_, length, _)| follows && *length < TASK_BYTES) {
+            Some((_, length, Part::Pieces(pieces))) => {
+                *length += frame;
+                pieces.push(piece);
+            }
+            _ => {
+                let start = starts.get(number).copied().unwrap_or_default();
+                parts.push((start, frame, Part::Pieces(vec![piece])));
             }
         }
-        bytes += frame.length as usize;
     }
-    Ok(tasks)
+    Ok(parts)
 }
 
 fn frame_of(activation: &Activation, frame: usize) -> Result<&Frame> {
@@ -180,15 +264,20 @@ fn frame_starts(activation: &Activation) -> Vec<u64> {
     lengths.scan(0, |end, length| Some(std::mem::replace(end, *end + length))).collect()
 }
 
+/// Refuses a buffer that so many rows do not fill.
+fn check_room(activation: &Activation, rows: u64, out: &[u8]) -> Result<()> {
+    if rows.checked_mul(activation.layout.row_bytes()) == Some(out.len() as u64) {
+        return Ok(());
+    }
+    let message = format!("`{rows}` rows of `{}` do not fit a buffer of `{}` bytes", activation.point, out.len());
+    Err(Error::new(Kind::InvalidTensor, message))
+}
+
 /// Where the rows of each frame go.
 fn pieces<'a>(activation: &Activation, rows: Option<Vec<u64>>, out: &'a mut [u8]) -> Result<Vec<Piece<'a>>> {
     let row_bytes = size(activation.layout.row_bytes())?;
     let wanted = rows.as_ref().map_or(activation.layout.rows(), |rows| rows.len() as u64);
-    if wanted * activation.layout.row_bytes() != out.len() as u64 {
-        let message =
-            format!("`{}` rows of `{}` do not fit a buffer of `{}` bytes", wanted, activation.point, out.len());
-        return Err(Error::new(Kind::InvalidTensor, message));
-    }
+    check_room(activation, wanted, out)?;
     match rows {
         _ if out.is_empty() => Ok(Vec::new()),
         None => all_pieces(activation, row_bytes, out),
@@ -233,36 +322,69 @@ fn some_pieces<'a>(
 }
 
 fn run(task: Task<'_>) -> Result<()> {
-    let Task { entry, activation: index, model, start, pieces } = task;
+    let Task { entry, activation: index, model, start, length, part } = task;
     let activation = activation_of(entry.as_ref(), index)?;
-    let key = entry.header().document.key();
-    let named = |e: Error| e.within(format!("`{}` of entry `{key}`", activation.point));
-    let lengths = pieces.iter().map(|piece| frame_of(activation, piece.frame).map(|frame| frame.length as usize));
-    let length = lengths.sum::<Result<usize>>()?;
-    let mut pieces = Some(pieces);
-    let result = entry.with_bytes(index, start, length, &mut |mut stored| {
-        for piece in pieces.take().into_iter().flatten() {
-            let frame = frame_of(activation, piece.frame)?;
-            let (mine, rest) = stored
-                .split_at_checked(frame.length as usize)
-                .ok_or_else(|| malformed("frames reach beyond their chunk"))?;
-            stored = rest;
-            read_frame(activation, frame, mine, model.as_deref(), piece)?;
+    let frames = Frames { activation, model: model.as_deref() };
+    let result = match part {
+        Part::Whole(range, out) if frames.are_stored(&range, length, out) => {
+            entry.read_into(index, start, out, &|stored| frames.check(range.clone(), stored))
         }
-        Ok(())
-    });
-    result.map_err(named)
+        Part::Whole(range, out) => {
+            entry.with_bytes(index, start, length, &mut |stored| frames.read_whole(range.clone(), stored, out))
+        }
+        Part::Pieces(mut pieces) => {
+            entry.with_bytes(index, start, length, &mut |stored| frames.read_pieces(&mut pieces, stored))
+        }
+    };
+    result.map_err(|e| e.within(format!("`{}` of entry `{}`", activation.point, entry.header().document.key())))
 }
 
-fn read_frame(
-    activation: &Activation,
-    frame: &Frame,
-    stored: &[u8],
-    model: Option<&Model>,
-    piece: Piece<'_>,
-) -> Result<()> {
-    check_frame(frame, stored).map_err(|e| e.within(format!("frame `{}`", piece.frame)))?;
-    decode(&coded(activation, piece.frame, frame, stored, model), &piece.rows, piece.out)
+/// The frames of an activation, and what is needed to decode them.
+struct Frames<'a> {
+    activation: &'a Activation,
+    model: Option<&'a Model>,
+}
+
+impl Frames<'_> {
+    /// Whether the rows are stored as they are, so that they can be read to where they are wanted.
+    fn are_stored(&self, range: &Range<usize>, length: usize, out: &[u8]) -> bool {
+        let frames = self.activation.frames.get(range.clone()).unwrap_or_default();
+        length == out.len() && frames.iter().all(|frame| frame.encoding == Encoding::Stored)
+    }
+
+    fn check(&self, range: Range<usize>, mut stored: &[u8]) -> Result<()> {
+        range.into_iter().try_for_each(|number| self.next(number, &mut stored).map(drop))
+    }
+
+    fn read_whole(&self, range: Range<usize>, mut stored: &[u8], mut out: &mut [u8]) -> Result<()> {
+        let row_bytes = size(self.activation.layout.row_bytes())?;
+        for number in range {
+            let (frame, mine) = self.next(number, &mut stored)?;
+            let rows = frame_row_count(self.activation, number);
+            let (room, rest) = out.split_at_mut(size(rows)? * row_bytes);
+            out = rest;
+            decode(&coded(self.activation, number, frame, mine, self.model), std::slice::from_ref(&(0..rows)), room)?;
+        }
+        Ok(())
+    }
+
+    fn read_pieces(&self, pieces: &mut [Piece<'_>], mut stored: &[u8]) -> Result<()> {
+        pieces.iter_mut().try_for_each(|piece| {
+            let (frame, mine) = self.next(piece.frame, &mut stored)?;
+            decode(&coded(self.activation, piece.frame, frame, mine, self.model), &piece.rows, piece.out)
+        })
+    }
+
+    /// Takes the bytes of a frame, checked, from those that begin with them.
+    fn next<'b>(&self, number: usize, stored: &mut &'b [u8]) -> Result<(&Frame, &'b [u8])> {
+        let frame = frame_of(self.activation, number)?;
+        let (mine, rest) = stored
+            .split_at_checked(frame.length as usize)
+            .ok_or_else(|| malformed("frames reach beyond their chunk"))?;
+        *stored = rest;
+        check_frame(frame, mine).map_err(|e| e.within(format!("frame `{number}`")))?;
+        Ok((frame, mine))
+    }
 }
 
 /// A frame by its number, as a codec has to know it.

@@ -1,8 +1,10 @@
-//! Memory that crosses the boundary: buffers of Python's seen as slices, slots of ours seen as buffers.
+//! Memory that crosses the boundary: buffers of Python's seen as slices, slots and rows of ours seen as buffers.
 
 use std::os::raw::c_int;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
+use actstore::buffers::Buffer;
 use actstore::error::{Error, Kind};
 use actstore::staging::Slot;
 use pyo3::buffer::PyBuffer;
@@ -35,36 +37,6 @@ impl Bytes {
     }
 }
 
-/// A writable buffer of bytes, held for as long as its slice is used.
-pub(crate) struct BytesMut(PyBuffer<u8>);
-
-impl BytesMut {
-    pub(crate) fn of(object: &Bound<'_, PyAny>) -> Outcome<Self> {
-        let buffer = PyBuffer::get(object)?;
-        let writable = buffer.is_c_contiguous() && !buffer.readonly();
-        if writable { Ok(Self(buffer)) } else { Err(not_contiguous("a buffer to read into").into()) }
-    }
-
-    /// Refuses buffers that share memory: they are filled at the same time.
-    pub(crate) fn check_disjoint<'a>(buffers: impl Iterator<Item = &'a Self>) -> Outcome<()> {
-        let range = |Self(buffer): &Self| (buffer.buf_ptr().addr(), buffer.len_bytes());
-        let mut ranges: Vec<_> = buffers.map(range).filter(|(_, length)| *length > 0).collect();
-        ranges.sort_unstable();
-        let overlap = ranges.windows(2).any(|pair| matches!(pair, [left, right] if left.0 + left.1 > right.0));
-        if overlap { Err(Error::new(Kind::InvalidTensor, "buffers to read into share memory").into()) } else { Ok(()) }
-    }
-
-    #[allow(unsafe_code)]
-    pub(crate) fn as_slice(&mut self) -> &mut [u8] {
-        if self.0.len_bytes() == 0 {
-            return &mut [];
-        }
-        // SAFETY: contiguous, writable, `len_bytes` long, kept alive by `self`. That nobody else uses it during the call
-        // is the caller's part, as with every function that fills a buffer.
-        unsafe { std::slice::from_raw_parts_mut(self.0.buf_ptr().cast(), self.0.len_bytes()) }
-    }
-}
-
 /// One slot of a ring as a writable buffer.
 #[pyclass(name = "Slot", module = "actstore._core", frozen)]
 pub(crate) struct PySlot {
@@ -86,10 +58,54 @@ impl PySlot {
     #[allow(unsafe_code)]
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let slot = &slf.get().slot;
-        let length = isize::try_from(slot.len()).map_err(|_| PyBufferError::new_err("the slot is too large"))?;
-        // SAFETY: `view` comes from the interpreter; the memory lives as long as `slf`, which the view keeps alive.
-        let filled =
-            unsafe { pyo3::ffi::PyBuffer_FillInfo(view, slf.as_ptr(), slot.as_ptr().cast(), length, 0, flags) };
-        if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        // SAFETY: `view` comes from the interpreter; the slot lives as long as `slf`.
+        unsafe { fill(slf.as_any(), view, flags, slot.as_ptr(), slot.len()) }
     }
+}
+
+/// Rows that were read, as a writable buffer. Whoever has the last view of it gives the memory back.
+#[pyclass(name = "Rows", module = "actstore._core", frozen)]
+pub(crate) struct PyRows {
+    /// Taken while the rows could still be changed here.
+    start: AtomicPtr<u8>,
+    rows: Buffer,
+}
+
+impl PyRows {
+    pub(crate) fn of(mut rows: Buffer) -> Self {
+        Self { start: AtomicPtr::new(rows.as_mut_ptr()), rows }
+    }
+}
+
+#[pymethods]
+impl PyRows {
+    fn __len__(&self) -> usize {
+        self.rows.len()
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let Self { start, rows } = slf.get();
+        // SAFETY: `view` comes from the interpreter; the rows live as long as `slf`, and nothing here looks at them again.
+        unsafe { fill(slf.as_any(), view, flags, start.load(Ordering::Relaxed), rows.len()) }
+    }
+}
+
+/// Has `view` show `length` bytes at `start`, for writing too, and keep `owner` alive.
+///
+/// # Safety
+///
+/// `view` is one that the interpreter wants filled, and the memory lives as long as `owner`.
+#[allow(unsafe_code)]
+unsafe fn fill(
+    owner: &Bound<'_, PyAny>,
+    view: *mut pyo3::ffi::Py_buffer,
+    flags: c_int,
+    start: *mut u8,
+    length: usize,
+) -> PyResult<()> {
+    let length = isize::try_from(length).map_err(|_| PyBufferError::new_err("the memory is too large"))?;
+    // SAFETY: as this function's own.
+    let filled = unsafe { pyo3::ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast(), length, 0, flags) };
+    if filled == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
 }

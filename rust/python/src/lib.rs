@@ -3,6 +3,7 @@
 
 mod arrow;
 mod buffer;
+mod documents;
 mod errors;
 mod migrate;
 mod progress;
@@ -19,7 +20,9 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use crate::buffer::PySlot;
+    use crate::buffer::{PyRows, PySlot};
+    #[pymodule_export]
+    use crate::documents::PyDocuments;
     #[pymodule_export]
     use crate::migrate::{compare, migrate};
     #[pymodule_export]
@@ -27,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use crate::store::{PyStore, PyStoredEntry, select_positions};
     #[pymodule_export]
-    use crate::vectors::{PyGather, PyTokens};
+    use crate::vectors::{PyScan, PyTokens};
     #[pymodule_export]
     use crate::writer::{PyBatch, PyWriter};
 

@@ -1,13 +1,14 @@
 //! Stores and their entries.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use actstore::buffers::Buffer;
 use actstore::entry::{Positions, hex};
-use actstore::error::{Error, Kind};
 use actstore::manifest::Settings;
-use actstore::reader::{self, Gather, Request, Tokens};
+use actstore::reader::{self, Ahead, Documents, Scan, Tokens};
 use actstore::store::{BackendSpec, Store, Stored};
+use actstore::tensor::Layout;
 use actstore::writer::Writer;
 use actstore::{columns, inspect};
 use pyo3::buffer::PyBuffer;
@@ -16,9 +17,10 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyCapsule;
 
 use crate::arrow;
-use crate::buffer::BytesMut;
-use crate::errors::{Failure, Outcome};
-use crate::vectors::{PyGather, PyTokens};
+use crate::buffer::PyRows;
+use crate::documents::{self, PyDocuments};
+use crate::errors::Outcome;
+use crate::vectors::{PyScan, PyTokens};
 use crate::writer::PyWriter;
 
 /// `all`, `prompt`, `response`, `last`, indices, or nothing for all.
@@ -35,8 +37,6 @@ pub(crate) fn positions(given: Option<PositionsLike>) -> Outcome<Positions> {
         Some(PositionsLike::At(indices)) => Positions::At(indices),
     })
 }
-
-type Wanted<'py> = (Bound<'py, PyStoredEntry>, String, Option<PositionsLike>, Bound<'py, PyAny>);
 
 #[pyclass(name = "Store", module = "actstore._core", frozen)]
 pub(crate) struct PyStore {
@@ -104,15 +104,12 @@ impl PyStore {
 
     fn entry(&self, py: Python<'_>, key: &str) -> Outcome<PyStoredEntry> {
         let entry = py.detach(|| self.store.entry(key))?;
-        Ok(PyStoredEntry { entry })
+        Ok(PyStoredEntry { store: self.store.clone(), entry })
     }
 
-    fn documents(&self, py: Python<'_>) -> Outcome<Vec<String>> {
-        py.detach(|| {
-            let keys = self.store.reading()?.keys()?;
-            let document = |key: &Arc<str>| self.store.entry(key)?.header().document.to_public_json();
-            Ok(keys.iter().map(document).collect::<actstore::error::Result<_>>()?)
-        })
+    fn documents(&self, py: Python<'_>) -> Outcome<PyDocuments> {
+        let documents = py.detach(|| Documents::new(&self.store))?;
+        Ok(PyDocuments { documents: Mutex::new(Ahead::new(&self.store, documents)) })
     }
 
     fn metadata_stream<'py>(&self, py: Python<'py>) -> Outcome<Bound<'py, PyCapsule>> {
@@ -120,32 +117,16 @@ impl PyStore {
         Ok(arrow::stream(py, self.store.clone(), columns)?)
     }
 
-    fn read(&self, py: Python<'_>, requests: Vec<Wanted<'_>>) -> Outcome<()> {
-        let mut parts = Vec::with_capacity(requests.len());
-        for (entry, point, given, buffer) in requests {
-            parts.push((entry.get().entry.clone(), point, positions(given)?, BytesMut::of(&buffer)?));
-        }
-        BytesMut::check_disjoint(parts.iter().map(|(_, _, _, buffer)| buffer))?;
-        py.detach(|| {
-            let requests = parts.iter_mut().map(|(entry, point, positions, buffer)| {
-                let (activation, rows, _) = reader::select(entry.as_ref(), point, positions)?;
-                Ok(Request { entry: entry.clone(), activation, rows, out: buffer.as_slice() })
-            });
-            let requests = requests.collect::<actstore::error::Result<Vec<_>>>()?;
-            Ok(reader::read(&self.store, requests)?)
-        })
+    #[pyo3(signature = (point, positions, keys))]
+    fn scan(&self, point: String, positions: Option<PositionsLike>, keys: Vec<String>) -> Outcome<PyScan> {
+        let positions = self::positions(positions)?;
+        Ok(PyScan { scan: Mutex::new(Ahead::new(&self.store, Scan::new(&self.store, point, positions, keys))) })
     }
 
-    fn gather(
-        &self,
-        py: Python<'_>,
-        point: &str,
-        keys: Vec<PyBackedStr>,
-        positions: PyBuffer<i64>,
-    ) -> Outcome<PyGather> {
+    fn gather(&self, py: Python<'_>, point: &str, keys: Vec<PyBackedStr>, positions: PyBuffer<i64>) -> Outcome<Read> {
         let positions = positions.to_vec(py)?;
-        let gather = py.detach(|| Gather::new(&self.store, point, &keys, &positions))?;
-        Ok(PyGather { gather })
+        let (vectors, rows) = py.detach(|| reader::gather(&self.store, point, &keys, &positions))?;
+        Ok((PyRows::of(rows), vectors.dtype.name(), vec![keys.len() as u64, vectors.width]))
     }
 
     #[pyo3(signature = (point, positions, seed))]
@@ -190,6 +171,7 @@ impl PyStore {
 
 #[pyclass(name = "StoredEntry", module = "actstore._core", frozen)]
 pub(crate) struct PyStoredEntry {
+    store: Arc<Store>,
     entry: Arc<dyn Stored>,
 }
 
@@ -205,8 +187,8 @@ impl PyStoredEntry {
         hex(&self.entry.content_id())
     }
 
-    fn document(&self) -> Outcome<String> {
-        Ok(self.entry.header().document.to_public_json()?)
+    fn document<'py>(&self, py: Python<'py>) -> Outcome<Bound<'py, PyAny>> {
+        documents::parse(py, &self.entry.header().document.to_public_json()?)
     }
 
     fn token_ids(&self) -> Option<Vec<u32>> {
@@ -219,16 +201,24 @@ impl PyStoredEntry {
     }
 
     #[pyo3(signature = (point, positions))]
-    fn layout(&self, point: &str, positions: Option<PositionsLike>) -> Outcome<(&'static str, Vec<u64>, u64)> {
-        let (index, rows, bytes) = reader::select(self.entry.as_ref(), point, &self::positions(positions)?)?;
-        let activation = self.entry.header().activations.get(index);
-        let layout = activation.map(|activation| match rows {
-            Some(rows) => activation.layout.with_rows(rows.len() as u64),
-            None => Ok(activation.layout.clone()),
-        });
-        let layout = layout.ok_or_else(|| Failure::from(Error::new(Kind::PointNotStored, "no such activation")))??;
-        Ok((layout.dtype().name(), layout.shape().to_vec(), bytes))
+    fn layout(&self, point: &str, positions: Option<PositionsLike>) -> Outcome<(&'static str, Vec<u64>)> {
+        let layout = reader::select(self.entry.as_ref(), point, &self::positions(positions)?)?.layout;
+        Ok((layout.dtype().name(), layout.shape().to_vec()))
     }
+
+    #[pyo3(signature = (points, positions))]
+    fn read(&self, py: Python<'_>, points: Vec<PyBackedStr>, positions: Option<PositionsLike>) -> Outcome<Vec<Read>> {
+        let positions = self::positions(positions)?;
+        let found = py.detach(|| reader::read_selected(&self.store, &self.entry, &points, &positions))?;
+        Ok(found.into_iter().map(|(layout, rows)| described(&layout, rows)).collect())
+    }
+}
+
+/// Rows, the name of their dtype, and their shape.
+pub(crate) type Read = (PyRows, &'static str, Vec<u64>);
+
+pub(crate) fn described(layout: &Layout, rows: Buffer) -> Read {
+    (PyRows::of(rows), layout.dtype().name(), layout.shape().to_vec())
 }
 
 /// Ascending positions that a selection names in a sequence of `tokens`.

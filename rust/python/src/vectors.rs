@@ -1,38 +1,27 @@
-//! Token vectors: rows of many entries at once.
+//! One hook point of many entries: activation after activation, or vectors of tokens.
+
+use std::sync::{Mutex, PoisonError};
 
 use actstore::error::{Error, Kind};
-use actstore::reader::{Gather, Origins, Tokens, Vectors};
+use actstore::reader::{Ahead, Origins, Scan, Scanned, Tokens};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
-use crate::buffer::BytesMut;
+use crate::buffer::PyRows;
 use crate::errors::Outcome;
+use crate::store::{Read, described};
 
-/// Name of the dtype, values and bytes of a vector.
-type Described = (&'static str, u64, usize);
-
-fn described(vectors: Vectors) -> Outcome<Described> {
-    Ok((vectors.dtype.name(), vectors.width, vectors.bytes()?))
-}
-
-#[pyclass(name = "Gather", module = "actstore._core", frozen)]
-pub(crate) struct PyGather {
-    pub(crate) gather: Gather,
+#[pyclass(name = "Scan", module = "actstore._core", frozen)]
+pub(crate) struct PyScan {
+    pub(crate) scan: Mutex<Ahead<Scan>>,
 }
 
 #[pymethods]
-impl PyGather {
-    fn __len__(&self) -> usize {
-        self.gather.len()
-    }
-
-    fn vectors(&self) -> Outcome<Described> {
-        described(self.gather.vectors())
-    }
-
-    fn read(&self, py: Python<'_>, out: &Bound<'_, PyAny>) -> Outcome<()> {
-        let mut out = BytesMut::of(out)?;
-        Ok(py.detach(|| self.gather.read(out.as_slice()))?)
+impl PyScan {
+    fn window(&self, py: Python<'_>) -> Outcome<Vec<(String, Read)>> {
+        let window = py.detach(|| self.scan.lock().unwrap_or_else(PoisonError::into_inner).next_part())?;
+        let read = |Scanned { key, layout, rows }| (key, described(&layout, rows));
+        Ok(window.into_iter().flatten().map(read).collect())
     }
 }
 
@@ -47,27 +36,21 @@ impl PyTokens {
         usize::try_from(self.tokens.len()).unwrap_or(usize::MAX)
     }
 
-    fn vectors(&self) -> Outcome<Option<Described>> {
-        self.tokens.vectors().map(described).transpose()
+    /// Name of the dtype, and values of a vector.
+    fn vectors(&self) -> Option<(&'static str, u64)> {
+        self.tokens.vectors().map(|vectors| (vectors.dtype.name(), vectors.width))
     }
 
-    fn read(
-        &self,
-        py: Python<'_>,
-        start: u64,
-        out: &Bound<'_, PyAny>,
-        entries: PyBuffer<u32>,
-        positions: PyBuffer<i64>,
-    ) -> Outcome<()> {
-        let mut out = BytesMut::of(out)?;
+    fn read(&self, py: Python<'_>, start: u64, entries: PyBuffer<u32>, positions: PyBuffer<i64>) -> Outcome<PyRows> {
         if entries.item_count() != positions.item_count() {
             return Err(Error::new(Kind::InvalidTensor, "as many entries as positions are told").into());
         }
         let (mut of_entries, mut at) = (vec![0; entries.item_count()], vec![0; positions.item_count()]);
         let origins = Origins { entries: &mut of_entries, positions: &mut at };
-        py.detach(|| self.tokens.read(start, out.as_slice(), origins))?;
+        let rows = py.detach(|| self.tokens.read(start, origins))?;
         entries.copy_from_slice(py, &of_entries)?;
-        Ok(positions.copy_from_slice(py, &at)?)
+        positions.copy_from_slice(py, &at)?;
+        Ok(PyRows::of(rows))
     }
 
     fn keys(&self, py: Python<'_>, entries: PyBuffer<u32>) -> Outcome<Vec<String>> {

@@ -15,6 +15,9 @@ pub const MAX_POINTS: usize = 1 << 16;
 /// Largest frame, decoded, unless it is a single row.
 const MAX_FRAME_BYTES: u64 = 256 << 20;
 
+/// What an activation's name, shape and place take in memory, about.
+const NAME_BYTES: usize = 128;
+
 /// What follows in the table of an activation.
 const WITHOUT_MODEL: u8 = 0;
 const WITH_MODEL: u8 = 1;
@@ -203,6 +206,21 @@ impl EntryHeader {
         }
         check_below(&activations)?;
         Ok(Self { document, token_ids, activations })
+    }
+
+    /// Bytes that it holds in memory, about.
+    pub fn held_bytes(&self) -> usize {
+        let Self { document, token_ids, activations } = self;
+        let frames = activations.iter().map(|activation| size_of_val(activation.frames.as_slice())).sum::<usize>();
+        let texts = usize::try_from(document.held_bytes(token_ids.as_deref())).unwrap_or(usize::MAX);
+        texts.saturating_add(frames + activations.len() * (size_of::<Activation>() + NAME_BYTES))
+    }
+
+    /// The document in the bytes of a header that were checked, as it is stored.
+    pub fn stored_document(bytes: &[u8]) -> Result<&str> {
+        let mut fields = Fields::new(bytes);
+        let json = fields.size()?;
+        fields.text(json)
     }
 
     /// Place of an activation in the list.

@@ -123,6 +123,12 @@ type Id = (*const (), usize);
 /// The columns of requests for activations that are encoded given the layer below, and of the layers below them; and the
 /// requests for others.
 pub(super) fn columns(requests: Vec<Request<'_>>) -> Result<(Vec<Column<'_>>, Vec<Request<'_>>)> {
+    let is_given_below = |request: &Request<'_>| {
+        request.entry.header().activations.get(request.activation).is_some_and(|activation| activation.below.is_some())
+    };
+    if !requests.iter().any(is_given_below) {
+        return Ok((Vec::new(), requests));
+    }
     let chain = |request: &Request<'_>| chain_to(request.entry.header(), request.activation);
     let id = |request: &Request<'_>, chain: &[usize]| -> Id {
         (Arc::as_ptr(&request.entry).cast::<()>(), chain.first().copied().unwrap_or_default())

@@ -1,12 +1,14 @@
 //! Token vectors of one hook point of a whole store, batch by batch, in the order of writing or shuffled.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use super::gather::check_room;
+use super::gather::room;
 use super::source::{Rows, Source, Vectors, read_rows};
 use super::{activation_of, lookup};
+use crate::buffers::Buffer;
 use crate::entry::{ContentId, Document, Positions, StoredPositions};
 use crate::error::{Kind, Result};
 use crate::format::{malformed, size};
@@ -18,9 +20,14 @@ const LOOKED_UP: usize = 4096;
 /// Bytes of entries that stay looked up. Of a shuffled batch, each of the others has to be looked up again.
 const HELD_BYTES: usize = 8 << 20;
 
+/// Vectors that are read in another order than they are stored in are all held where they take no more than this part of
+/// the store's memory: a frame is then read once and not for every row.
+const LOADED_PART: u64 = 4;
+
 /// The token vectors at one hook point of every entry that had some when this was made.
 ///
-/// Takes about 64 bytes an entry besides its key, nothing for a vector, and 8 MiB at most for entries that stay looked up.
+/// Takes about 64 bytes an entry besides its key, and 8 MiB at most for entries that stay looked up; for vectors nothing, or
+/// where they are shuffled a quarter of the store's memory.
 pub struct Tokens {
     store: Arc<Store>,
     point: String,
@@ -30,6 +37,8 @@ pub struct Tokens {
     /// The first of the entries, ready to be read.
     held: Vec<Ready>,
     shuffle: Option<Shuffle>,
+    /// All vectors, in the order of writing.
+    loaded: OnceLock<Option<Buffer>>,
 }
 
 /// An entry that has vectors.
@@ -76,6 +85,7 @@ impl Tokens {
             entries: Vec::new(),
             held: Vec::new(),
             shuffle: None,
+            loaded: OnceLock::new(),
         };
         let (mut is_stored, mut room) = (false, HELD_BYTES);
         for some in keys.chunks(LOOKED_UP) {
@@ -113,12 +123,20 @@ impl Tokens {
         self.entries.get(entry as usize).map(|listed| &*listed.key)
     }
 
-    /// Reads the vectors from place `start` of the order on into `out`: as many as there are origins to tell.
-    pub fn read(&self, start: u64, out: &mut [u8], mut origins: Origins<'_>) -> Result<()> {
+    /// Reads the vectors from place `start` of the order on: as many as there are origins to tell.
+    pub fn read(&self, start: u64, mut origins: Origins<'_>) -> Result<Buffer> {
         self.store.reading()?;
-        let Some(vectors) = self.vectors else { return Ok(()) };
+        let count = origins.positions.len();
+        let end = start.checked_add(count as u64).filter(|&end| end <= self.len());
+        let end = end.ok_or_else(|| malformed(format!("`{count}` vectors from `{start}` on of `{}`", self.len())))?;
+        let Some(vectors) = self.vectors else { return self.store.buffers().take(0) };
         let row_bytes = vectors.bytes()?;
-        let runs = self.runs(start, origins.positions.len(), row_bytes, out)?;
+        let mut out = self.store.buffers().take(room(count, row_bytes)?)?;
+        let mut runs = self.runs(start..end, row_bytes, &mut out);
+        let loaded = self.loaded.get_or_init(|| self.load(vectors)).as_deref();
+        if let Some(all) = loaded {
+            runs.iter_mut().try_for_each(|run| run.copy(all, row_bytes))?;
+        }
         let looked_up = self.look_up_missing(&runs)?;
         let ready = |entry: usize| {
             let later = || looked_up.binary_search_by_key(&entry, |(entry, _)| *entry).ok();
@@ -128,9 +146,29 @@ impl Tokens {
         for run in runs {
             self.place(run, row_bytes, ready, &mut origins, &mut rows)?;
         }
-        read_rows(&self.store, &self.point, vectors, rows, |entry| {
-            Some((&*self.entries.get(entry)?.key, &ready(entry)?.source))
-        })
+        if loaded.is_none() {
+            let source = |entry: usize| Some((&*self.entries.get(entry)?.key, &ready(entry)?.source));
+            read_rows(&self.store, &self.point, vectors, rows, source)?;
+        }
+        Ok(out)
+    }
+
+    /// `None` where they are too many, or where one cannot be read: the batch that it is in will say so.
+    fn load(&self, vectors: Vectors) -> Option<Buffer> {
+        let bytes = room(usize::try_from(self.len()).ok()?, vectors.bytes().ok()?).ok()?;
+        let is_small = bytes as u64 <= self.store.memory() / LOADED_PART && self.held.len() == self.entries.len();
+        let mut all = self.shuffle.as_ref().filter(|_| is_small).and_then(|_| self.store.buffers().take(bytes).ok())?;
+        let (mut rest, mut rows) = (&mut *all, Vec::with_capacity(self.held.len()));
+        for (source, ready) in self.held.iter().enumerate() {
+            for stretch in &ready.selected {
+                let (out, others) = rest.split_at_mut_checked(size(stretch.rows).ok()? * vectors.bytes().ok()?)?;
+                rows.push(Rows { source, first: stretch.row, out });
+                rest = others;
+            }
+        }
+        let source = |entry: usize| Some((&*self.entries.get(entry)?.key, &self.held.get(entry)?.source));
+        read_rows(&self.store, &self.point, vectors, rows, source).ok()?;
+        Some(all)
     }
 
     /// `None` for an entry without the hook point, or deleted since it was listed.
@@ -174,13 +212,10 @@ impl Tokens {
     }
 
     /// The vectors of a batch, those together that follow each other in the store and in `out`; ascending.
-    fn runs<'a>(&self, start: u64, count: usize, row_bytes: usize, mut out: &'a mut [u8]) -> Result<Vec<Run<'a>>> {
-        check_room(count, row_bytes, out)?;
-        let end = start.checked_add(count as u64).filter(|&end| end <= self.len());
-        let end = end.ok_or_else(|| malformed(format!("`{count}` vectors from `{start}` on of `{}`", self.len())))?;
-        let mut numbers: Vec<_> = (start..end).collect();
+    fn runs<'a>(&self, places: Range<u64>, row_bytes: usize, mut out: &'a mut [u8]) -> Vec<Run<'a>> {
+        let mut numbers: Vec<_> = places.collect();
         self.shuffle.iter().for_each(|shuffle| shuffle.apply(&mut numbers));
-        let (mut runs, mut place) = (Vec::with_capacity(if self.shuffle.is_some() { count } else { 1 }), 0);
+        let (mut runs, mut place) = (Vec::with_capacity(if self.shuffle.is_some() { numbers.len() } else { 1 }), 0);
         for numbers in numbers.chunk_by(|left, right| left + 1 == *right) {
             let (mine, rest) = out.split_at_mut(numbers.len() * row_bytes);
             let number = numbers.first().copied().unwrap_or_default();
@@ -188,7 +223,7 @@ impl Tokens {
             (out, place) = (rest, place + numbers.len());
         }
         runs.sort_unstable_by_key(|run| run.number);
-        Ok(runs)
+        runs
     }
 
     /// The entries of `runs` that are not held, by number.
@@ -250,6 +285,16 @@ struct Run<'a> {
     place: usize,
     rows: usize,
     out: &'a mut [u8],
+}
+
+impl Run<'_> {
+    /// Takes the vectors from all of them.
+    fn copy(&mut self, all: &[u8], row_bytes: usize) -> Result<()> {
+        let start = size(self.number)? * row_bytes;
+        let vectors = all.get(start..start + self.out.len()).ok_or_else(|| malformed("vectors beyond the last one"))?;
+        self.out.copy_from_slice(vectors);
+        Ok(())
+    }
 }
 
 /// An entry that was looked up.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::recent::Recent;
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
 use crate::error::{Error, Kind, Result};
@@ -55,9 +56,17 @@ pub trait Stored: Send + Sync {
     fn header(&self) -> &EntryHeader;
     /// Its content id.
     fn content_id(&self) -> ContentId;
-    /// Lends `length` stored bytes of activation `index` of the header, from `start` of its chunk on.
+    /// Lends exactly `length` stored bytes of activation `index` of the header, from `start` of its chunk on.
     fn with_bytes(&self, index: usize, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>)
     -> Result<()>;
+    /// Fills `out` with stored bytes of activation `index`, from `start` of its chunk on, if `check` finds them right.
+    fn read_into(&self, index: usize, start: u64, out: &mut [u8], check: &dyn Fn(&[u8]) -> Result<()>) -> Result<()> {
+        self.with_bytes(index, start, out.len(), &mut |stored| {
+            check(stored)?;
+            out.copy_from_slice(stored);
+            Ok(())
+        })
+    }
     /// A model that its frames name.
     fn model(&self, id: &ModelId) -> Result<Arc<Model>>;
     /// Activation `index` by itself, where that takes less memory than the entry; `None` where it does not.
@@ -100,6 +109,14 @@ pub trait Backend: Send + Sync {
     fn content_id(&self, key: &str) -> Result<Option<ContentId>>;
     /// The entry of a key; checks its header.
     fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>>;
+    /// [`Backend::entry`], whose record may have been read and checked before, and be among the `recent`.
+    fn recent_entry(&self, key: &str, _recent: &Recent) -> Result<Option<Arc<dyn Stored>>> {
+        self.entry(key)
+    }
+    /// The document of a key as [`Document::to_public_json`](crate::entry::Document::to_public_json) shows it.
+    fn public_document(&self, key: &str) -> Result<Option<String>> {
+        self.entry(key)?.map(|entry| entry.header().document.to_public_json()).transpose()
+    }
     /// Bytes of all files.
     fn file_bytes(&self) -> Result<u64>;
     /// Checks everything that no entry's frames cover, and says what is damaged.

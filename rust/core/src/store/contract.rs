@@ -10,7 +10,7 @@ use crate::error::Kind;
 use crate::hook_point::HookPoint;
 use crate::inspect;
 use crate::manifest::Settings;
-use crate::reader::{Request, read, select};
+use crate::reader::{Request, Selected, read, select};
 use crate::tensor::{Dtype, Layout, Tensor};
 use crate::writer::Writer;
 
@@ -48,8 +48,8 @@ pub(super) fn put(store: &Arc<Store>, drafts: impl IntoIterator<Item = Draft>) -
 
 pub(super) fn rows(store: &Store, key: &str, point: &str, positions: &Positions) -> Vec<u8> {
     let entry = store.entry(key).unwrap();
-    let (activation, rows, bytes) = select(entry.as_ref(), point, positions).unwrap();
-    let mut out = vec![0xAA; usize::try_from(bytes).unwrap()];
+    let Selected { activation, rows, layout } = select(entry.as_ref(), point, positions).unwrap();
+    let mut out = vec![0xAA; usize::try_from(layout.bytes()).unwrap()];
     read(store, vec![Request { entry, activation, rows, out: &mut out }]).unwrap();
     out
 }

@@ -6,6 +6,7 @@ pub mod json;
 pub mod lmdb;
 pub mod memory;
 mod poison;
+mod recent;
 mod root;
 pub mod shards;
 
@@ -19,6 +20,8 @@ use std::sync::{Arc, Mutex, Weak};
 
 pub(crate) use self::backend::gone;
 pub use self::backend::{Backend, Chunk, Committed, EncodedEntry, Operation, Stored};
+pub use self::recent::Recent;
+use crate::buffers::Buffers;
 use crate::codec::Codec;
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, OsDisk};
@@ -59,6 +62,14 @@ impl BackendSpec {
     }
 }
 
+/// Most free memory to read into that a store keeps.
+const KEPT_BYTES: u64 = 64 << 20;
+/// Part of the memory of a store that it may be.
+const KEPT_PART: u64 = 4;
+
+/// Part of the memory of a store that entries looked up lately take.
+const RECENT_PART: u64 = 64;
+
 /// Deletions of one commit, at most.
 const DELETES: usize = 16_384;
 
@@ -77,6 +88,8 @@ pub struct Store {
     models: Mutex<Models>,
     sessions: Mutex<Vec<Weak<dyn Session>>>,
     pool: Pool,
+    buffers: Arc<Buffers>,
+    recent: Recent,
 }
 
 /// A writing session, as its store sees it: closing the store ends it first.
@@ -157,6 +170,8 @@ impl Store {
             models: Mutex::default(),
             sessions: Mutex::default(),
             pool: Pool::default(),
+            buffers: Buffers::new(usize::try_from(KEPT_BYTES.min(memory / KEPT_PART)).unwrap_or(0)),
+            recent: Recent::new(usize::try_from(memory / RECENT_PART).unwrap_or(0)),
         }
     }
 
@@ -193,6 +208,11 @@ impl Store {
     /// Threads for encoding and decoding.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Memory to read into.
+    pub fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     pub(crate) fn models(&self) -> &Mutex<Models> {
@@ -244,7 +264,7 @@ impl Store {
     /// The entry of a key.
     pub fn entry(&self, key: &str) -> Result<Arc<dyn Stored>> {
         let backend = self.reading()?;
-        backend.entry(key)?.ok_or_else(|| self.missing(backend, key))
+        backend.recent_entry(key, &self.recent)?.ok_or_else(|| self.missing(backend, key))
     }
 
     /// A damaged store must not claim that an entry never was.

@@ -13,7 +13,7 @@ use actstore::entry::{Document, Positions};
 use actstore::error::Result;
 use actstore::hook_point::HookPoint;
 use actstore::manifest::Settings;
-use actstore::reader::{Request, read, select};
+use actstore::reader::{Request, Selected, read, select};
 use actstore::store::{BackendSpec, Store};
 use actstore::tensor::{Dtype, Layout, Tensor};
 use actstore::writer::Writer;
@@ -63,8 +63,8 @@ pub(crate) fn create(root: &Path, codec: &str) -> Arc<Store> {
 
 pub(crate) fn rows(store: &Store, key: &str, point: &str, positions: &Positions) -> Result<Vec<u8>> {
     let entry = store.entry(key)?;
-    let (activation, rows, bytes) = select(entry.as_ref(), point, positions)?;
-    let mut out = vec![0xAA; usize::try_from(bytes).unwrap()];
+    let Selected { activation, rows, layout } = select(entry.as_ref(), point, positions)?;
+    let mut out = vec![0xAA; usize::try_from(layout.bytes()).unwrap()];
     read(store, vec![Request { entry, activation, rows, out: &mut out }])?;
     Ok(out)
 }

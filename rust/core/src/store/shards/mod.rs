@@ -21,7 +21,7 @@ use self::verify::verify_shard;
 use super::index::Index;
 use super::poison::Poison;
 use super::root::bytes_of_files;
-use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Stored};
+use super::{Backend, BackendSpec, Committed, FRAME_CODECS, Operation, Recent, Stored};
 use crate::entry::{ContentId, hex};
 use crate::error::{Error, Kind, Result};
 use crate::files::{Disk, Lock};
@@ -291,6 +291,21 @@ impl Backend for Shards {
     fn entry(&self, key: &str) -> Result<Option<Arc<dyn Stored>>> {
         let located = self.index().get(key).cloned();
         located.map(|located| located.read(key).map(|entry| Arc::new(entry) as Arc<dyn Stored>)).transpose()
+    }
+
+    fn recent_entry(&self, key: &str, recent: &Recent) -> Result<Option<Arc<dyn Stored>>> {
+        let Some(located) = self.index().get(key).cloned() else { return Ok(None) };
+        if let Some(entry) = recent.get(located.place()) {
+            return Ok(Some(entry));
+        }
+        let entry: Arc<dyn Stored> = Arc::new(located.read(key)?);
+        recent.add(located.place(), &entry);
+        Ok(Some(entry))
+    }
+
+    fn public_document(&self, key: &str) -> Result<Option<String>> {
+        let located = self.index().get(key).cloned();
+        located.map(|located| located.public_document(key)).transpose()
     }
 
     fn file_bytes(&self) -> Result<u64> {

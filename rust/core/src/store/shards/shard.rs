@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
+use super::super::recent::RecordPlace;
 use super::super::{Chunk, Stored};
 use super::scan::{Found, Group, View, named, payload_of, scan};
 use super::{Scan, shard_path};
 use crate::codec::{Model, ModelId};
-use crate::entry::ContentId;
+use crate::entry::{ContentId, Public};
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
 use crate::format::{
@@ -140,16 +141,33 @@ impl Located {
         }
     }
 
+    pub(super) fn place(&self) -> RecordPlace {
+        (self.shard.place.shard, self.offset)
+    }
+
     pub(super) fn read(&self, key: &str) -> Result<ShardEntry> {
-        let read = || -> Result<ShardEntry> {
-            let record = self.shard.read_entry(self.offset, self.length)?;
-            let record = EntryRecord::decode(record.get(RECORD_HEADER_BYTES..).unwrap_or_default())?;
+        self.with_record(key, |record| {
             let header = EntryHeader::decode(record.header)?;
-            let same_length = record.offsets.len() == header.activations.len();
-            if header.document.key() != key || record.content_id != self.content_id || !same_length {
+            if header.document.key() != key || record.offsets.len() != header.activations.len() {
                 return Err(malformed("the entry's record is another entry's"));
             }
             Ok(ShardEntry { located: self.clone(), offsets: record.offsets, header })
+        })
+    }
+
+    /// The document as people see it.
+    pub(super) fn public_document(&self, key: &str) -> Result<String> {
+        self.with_record(key, |record| Public::of_stored(EntryHeader::stored_document(record.header)?))
+    }
+
+    fn with_record<T>(&self, key: &str, f: impl FnOnce(EntryRecord<'_>) -> Result<T>) -> Result<T> {
+        let read = || {
+            let record = self.shard.read_entry(self.offset, self.length)?;
+            let record = EntryRecord::decode(record.get(RECORD_HEADER_BYTES..).unwrap_or_default())?;
+            if record.content_id != self.content_id {
+                return Err(malformed("the entry's record is another entry's"));
+            }
+            f(record)
         };
         read().map_err(|e| e.within(format!("entry `{key}` is damaged")))
     }
@@ -182,6 +200,11 @@ impl Stored for ShardEntry {
         chunk.with_bytes(start, length, f)
     }
 
+    fn read_into(&self, index: usize, start: u64, out: &mut [u8], check: &dyn Fn(&[u8]) -> Result<()>) -> Result<()> {
+        let chunk = self.chunk_at(index).ok_or_else(|| malformed("an entry has no such activation"))?;
+        chunk.shard.file.read_at(chunk.place_of(start)?, out).and_then(|()| check(out))
+    }
+
     fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
         self.located.shard.model(id)
     }
@@ -203,9 +226,15 @@ struct ShardChunk {
     offset: u64,
 }
 
+impl ShardChunk {
+    fn place_of(&self, start: u64) -> Result<u64> {
+        self.offset.checked_add(start).ok_or_else(|| malformed("a chunk lies beyond any file"))
+    }
+}
+
 impl Chunk for ShardChunk {
     fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let offset = self.offset.checked_add(start).ok_or_else(|| malformed("a chunk lies beyond any file"))?;
+        let offset = self.place_of(start)?;
         STORED.with_borrow_mut(|bytes| {
             // Never made shorter: to lengthen it again would write zeros for nothing.
             if bytes.len() < length {

@@ -1,0 +1,30 @@
+//! Documents as Python's dicts.
+
+use std::sync::{Mutex, PoisonError};
+
+use actstore::error::{Error, Kind};
+use actstore::reader::{Ahead, Documents};
+use jiter::{PythonParse, StringCacheMode};
+use pyo3::prelude::*;
+
+use crate::errors::Outcome;
+
+/// A document as a dict.
+pub(crate) fn parse<'py>(py: Python<'py>, json: &str) -> Outcome<Bound<'py, PyAny>> {
+    let parser = PythonParse { cache_mode: StringCacheMode::Keys, ..PythonParse::default() };
+    let refused = |e: jiter::JsonError| Error::new(Kind::InvalidMetadata, format!("metadata cannot be shown: {e}"));
+    Ok(parser.python_parse(py, json.as_bytes()).map_err(refused)?)
+}
+
+#[pyclass(name = "Documents", module = "actstore._core", frozen)]
+pub(crate) struct PyDocuments {
+    pub(crate) documents: Mutex<Ahead<Documents>>,
+}
+
+#[pymethods]
+impl PyDocuments {
+    fn window<'py>(&self, py: Python<'py>) -> Outcome<Vec<Bound<'py, PyAny>>> {
+        let window = py.detach(|| self.documents.lock().unwrap_or_else(PoisonError::into_inner).next_part())?;
+        window.iter().flatten().map(|json| parse(py, json)).collect()
+    }
+}
