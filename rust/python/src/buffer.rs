@@ -3,7 +3,9 @@
 use std::os::raw::c_int;
 use std::sync::Arc;
 
+use actstore::actlog::LoggedEntry;
 use actstore::error::{Error, Kind};
+use actstore::pickle::Array;
 use actstore::staging::Slot;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
@@ -90,6 +92,50 @@ impl PySlot {
         // SAFETY: `view` comes from the interpreter; the memory lives as long as `slf`, which the view keeps alive.
         let filled =
             unsafe { pyo3::ffi::PyBuffer_FillInfo(view, slf.as_ptr(), slot.as_ptr().cast(), length, 0, flags) };
+        if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// One layer of an entry of an old log, as a buffer of bytes that cannot be written.
+#[pyclass(name = "LoggedLayer", module = "actstore._core", frozen)]
+pub(crate) struct PyLoggedLayer {
+    entry: Arc<LoggedEntry>,
+    index: usize,
+}
+
+impl PyLoggedLayer {
+    /// The layer of that number, if the entry has it.
+    pub(crate) fn of(entry: &Arc<LoggedEntry>, index: usize) -> Option<Self> {
+        let layer = Self { entry: entry.clone(), index };
+        layer.array().is_some().then_some(layer)
+    }
+
+    fn array(&self) -> Option<&Array> {
+        self.entry.layers.as_ref()?.arrays.get(self.index)?.as_ref()
+    }
+}
+
+#[pymethods]
+impl PyLoggedLayer {
+    #[getter]
+    fn dtype(&self) -> Option<&'static str> {
+        self.array().map(|array| array.layout.dtype().name())
+    }
+
+    #[getter]
+    fn shape(&self) -> Option<Vec<u64>> {
+        self.array().map(|array| array.layout.shape().to_vec())
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let layer = slf.get();
+        let bytes = layer.array().map(|array| array.bytes.of(layer.entry.input())).unwrap_or_default();
+        let length = isize::try_from(bytes.len()).map_err(|_| PyBufferError::new_err("the layer is too large"))?;
+        let start = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: `view` comes from the interpreter, which is told that the memory is not for writing; the memory lives as
+        // long as `slf`, which the view keeps alive.
+        let filled = unsafe { pyo3::ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, length, 1, flags) };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }

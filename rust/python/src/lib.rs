@@ -1,10 +1,12 @@
 //! The extension module `actstore._core`: conversion between Python and the core. A list; no logic.
 #![allow(missing_docs, reason = "documented in _core.pyi, where its users read")]
 
+mod actlog;
 mod arrow;
 mod buffer;
 mod errors;
 mod migrate;
+mod pickle;
 mod progress;
 mod report;
 mod staging;
@@ -19,9 +21,13 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use crate::buffer::PySlot;
+    use crate::actlog::{PyActlogLmdb, PyLoggedEntry};
+    #[pymodule_export]
+    use crate::buffer::{PyLoggedLayer, PySlot};
     #[pymodule_export]
     use crate::migrate::{compare, migrate};
+    #[pymodule_export]
+    use crate::pickle::unpickle;
     #[pymodule_export]
     use crate::staging::PyRing;
     #[pymodule_export]

@@ -71,6 +71,7 @@ pub(super) struct Node {
 /// A branch or leaf page whose nodes lie within it, side by side, in the order of their keys.
 #[derive(Debug)]
 pub(super) struct Page {
+    pub(super) number: u64,
     bytes: Vec<u8>,
     pub(super) leaf: bool,
     pub(super) nodes: Vec<Node>,
@@ -91,7 +92,7 @@ impl Page {
         if flags != BRANCH && flags != LEAF {
             return Err(malformed(format!("has the flags `{flags:#06x}`, which no page of a tree has")));
         }
-        let mut page = Self { bytes, leaf: flags == LEAF, nodes: Vec::new() };
+        let mut page = Self { number, bytes, leaf: flags == LEAF, nodes: Vec::new() };
         page.nodes = page.parse_nodes(role)?;
         page.check_order(role)?;
         Ok(page)
@@ -114,6 +115,17 @@ impl Page {
         }
         let above = |node: &&Node| role.order(self.key(node), key) != Ordering::Greater;
         self.nodes.iter().skip(1).take_while(above).last().or(self.nodes.first())
+    }
+
+    /// The first node at or after `key`: of a leaf the first one whose key is not less, of a branch the one that such keys
+    /// lie under.
+    pub(super) fn position(&self, key: &[u8], role: Role) -> usize {
+        if self.leaf {
+            return self.nodes.partition_point(|node| role.order(self.key(node), key) == Ordering::Less);
+        }
+        // The first key of a branch bounds nothing.
+        let inner = self.nodes.get(1..).unwrap_or_default();
+        inner.partition_point(|node| role.order(self.key(node), key) != Ordering::Greater)
     }
 
     fn parse_nodes(&self, role: Role) -> Result<Vec<Node>> {
