@@ -1,7 +1,7 @@
 //! What fuzzing checks of pickles.
 
 use actstore::error::Kind;
-use actstore::pickle::{Array, EXPANSION, EXPANSION_FREE, MAX_DEPTH, Span, Value, decode};
+use actstore::pickle::{Array, EXPANSION, EXPANSION_FREE, MAX_DEPTH, Span, VALUE_WEIGHT, Value, decode};
 
 /// A pickle: an error of a few kinds, or a value that is not much larger than it.
 pub fn pickle_decode(data: &[u8]) -> bool {
@@ -26,7 +26,7 @@ pub fn pickle_decode(data: &[u8]) -> bool {
     }
 }
 
-/// Bytes of everything in a value; checks that arrays have what their layouts say, and how deep it is.
+/// Bytes of everything in a value, with the weight of each; checks that arrays have what their layouts say, and how deep it is.
 fn bytes(value: &Value, input: &[u8], depth: usize) -> u64 {
     let of = |span: &Span| span.of(input).len() as u64;
     let all = |items: &[Value]| items.iter().map(|item| bytes(item, input, depth.saturating_sub(1))).sum::<u64>();
@@ -46,5 +46,5 @@ fn bytes(value: &Value, input: &[u8], depth: usize) -> u64 {
         _ => 0,
     };
     assert!(depth > 0 || !matches!(value, Value::List(_) | Value::Tuple(_) | Value::Dict(_)), "a value is too deep");
-    inner + 1
+    inner + VALUE_WEIGHT
 }

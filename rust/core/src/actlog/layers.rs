@@ -136,7 +136,8 @@ impl<'a> Frame<'a> {
     }
 
     fn take(&mut self, length: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(size(length)?);
+        // What is not there need have no room.
+        let mut bytes = Vec::with_capacity(size(length.min(FREE_BYTES))?);
         self.decoder.by_ref().take(length).read_to_end(&mut bytes).map_err(|e| undecodable(&e))?;
         if bytes.len() as u64 == length {
             return Ok(bytes);

@@ -6,7 +6,7 @@ use super::global;
 use super::input::Input;
 use super::node::{Id, Node};
 use super::opcode::{self, Op};
-use super::{EXPANSION, EXPANSION_FREE, MAX_STEPS, at_byte, malformed};
+use super::{EXPANSION, EXPANSION_FREE, MAX_STEPS, VALUE_WEIGHT, at_byte, malformed};
 use crate::error::{Error, Kind, Result};
 
 /// Runs pickles, one after another. Values stay when a pickle ends, and its stack and memo go.
@@ -64,10 +64,7 @@ impl<'a> Machine<'a> {
         self.memo.clear();
         loop {
             self.at = self.input.place();
-            self.steps += 1;
-            if self.steps > MAX_STEPS {
-                return Err(self.beyond(format!("it has more than `{MAX_STEPS}` instructions")));
-            }
+            self.count_steps(1)?;
             match opcode::next(&mut self.input)? {
                 Op::Stop => return self.finish(),
                 op => self.step(op)?,
@@ -238,6 +235,20 @@ impl<'a> Machine<'a> {
         let at = self.at;
         let node = usize::try_from(id).ok().and_then(|id| self.nodes.get_mut(id));
         node.ok_or_else(|| malformed(at, "no such value"))
+    }
+
+    fn count_steps(&mut self, steps: usize) -> Result<()> {
+        self.steps = self.steps.saturating_add(steps);
+        if self.steps <= MAX_STEPS {
+            return Ok(());
+        }
+        Err(self.beyond(format!("it has more than `{MAX_STEPS}` instructions and values")))
+    }
+
+    /// Counts values that come of no instruction of their own.
+    pub(super) fn spend_values(&mut self, values: usize) -> Result<()> {
+        self.count_steps(values)?;
+        self.spend(VALUE_WEIGHT * values as u64)
     }
 
     /// Counts what is made against what may be made.

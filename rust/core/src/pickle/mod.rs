@@ -21,8 +21,8 @@
 //! Protocols 0 to 5 are read; sets, complex numbers, integers beyond 64 bits and texts of Python 2 are not.
 //!
 //! Bytes and arrays that lie in the pickle as they are wanted are given as ranges of it ([`Span`]); other views of a
-//! storage are gathered. Neither time nor memory can be made to grow beyond a small multiple of the pickle: see
-//! [`MAX_STEPS`], [`MAX_DEPTH`] and [`EXPANSION`].
+//! storage are gathered. What a pickle says is bounded by its length, and its instructions by their number: see
+//! [`EXPANSION`], [`MAX_STEPS`] and [`MAX_DEPTH`].
 
 mod call;
 mod global;
@@ -39,9 +39,10 @@ mod value;
 pub use self::value::{Array, Span, Value};
 use crate::error::{Error, Kind, Result};
 
-/// Most instructions of one pickle, those of the streams of its storages among them. Each takes constant time, and adds
-/// at most a value, a place in the memo and a place on the stack: about 100 bytes. The entries read here have hundreds.
-pub const MAX_STEPS: usize = 1 << 22;
+/// Most instructions of one pickle, those of the streams of its storages among them, and values given at the end,
+/// together. Each takes constant time and at most about 150 bytes, beside those that [`EXPANSION`] bounds. The entries
+/// read here have hundreds, and with a hundred layers some ten thousand.
+pub const MAX_STEPS: usize = 1 << 19;
 
 /// How deep lists, tuples and dicts may lie in each other. Who handles a value may recurse; metadata has at most four
 /// levels, and actstore keeps none of more than 64.

@@ -127,7 +127,7 @@ impl Machine<'_> {
             return Err(self.wrong("it needs a code"));
         };
         let code = self.text(code)?;
-        let known = CODES.iter().find(|known| known.0 == code.trim_start_matches(['<', '|', '=']));
+        let known = CODES.iter().find(|known| known.0 == code.strip_prefix(['<', '|', '=']).unwrap_or(code));
         known.map(|known| Node::Element(known.1)).ok_or_else(|| self.unknown(code))
     }
 
@@ -193,13 +193,13 @@ impl Machine<'_> {
             return Err(self.wrong(format!("shape `{shape:?}` does not have `{}` objects", items.len())));
         }
         let mut items = items.clone();
-        self.spend(super::VALUE_WEIGHT * items.len() as u64)?;
+        self.spend_values(items.len())?;
         // The innermost lists first. Without objects there is one list, however many extents there are.
         let inner = if items.is_empty() { &[] } else { shape.get(1..).unwrap_or_default() };
         for &extent in inner.iter().rev() {
             let extent = usize::try_from(extent).unwrap_or(usize::MAX);
             let lists = items.chunks(extent).map(<[Id]>::to_vec).collect::<Vec<_>>();
-            self.spend(super::VALUE_WEIGHT * lists.len() as u64)?;
+            self.spend_values(lists.len())?;
             items = lists.into_iter().map(|list| self.add(Node::List(list))).collect::<Result<_>>()?;
         }
         Ok(Node::List(items))

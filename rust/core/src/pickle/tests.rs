@@ -77,12 +77,14 @@ fn the_last_of_equal_keys_counts() {
 
 #[test]
 fn steps_are_counted() {
-    let mut pops = b"N0".repeat(MAX_STEPS / 2 - 1);
-    let most = [&pops[..], b"N."].concat();
-    assert_eq!(decode(&most).unwrap(), Value::None);
-    pops.extend(b"N0N.");
-    let said = format!("byte `{MAX_STEPS}` of a pickle: it has more than `{MAX_STEPS}` instructions");
-    assert_eq!(refusal(&pops), (Kind::LimitExceeded, said));
+    let pops = b"N0".repeat(MAX_STEPS / 2 - 2);
+    // Two instructions, and the value itself.
+    assert_eq!(decode(&[&pops[..], b"N."].concat()).unwrap(), Value::None);
+    let said = format!("it has more than `{MAX_STEPS}` instructions and values");
+    for more in [&b"]Na."[..], b"N0N0N."] {
+        let (kind, message) = refusal(&[&pops[..], more].concat());
+        assert_eq!((kind, message.ends_with(&said)), (Kind::LimitExceeded, true), "{message}");
+    }
 }
 
 #[test]

@@ -3,13 +3,13 @@
 use super::machine::Machine;
 use super::node::{Id, Node, Piece, Strided};
 use super::numpy::c_strides;
-use super::{Array, MAX_DEPTH, Span, VALUE_WEIGHT, Value};
+use super::{Array, MAX_DEPTH, Span, Value};
 use crate::error::Result;
 
 impl Machine<'_> {
     /// The value with all that it refers to.
     pub(super) fn into_value(mut self, root: Id) -> Result<Value> {
-        self.spend(VALUE_WEIGHT)?;
+        self.spend_values(1)?;
         self.value(root, MAX_DEPTH)
     }
 
@@ -25,7 +25,7 @@ impl Machine<'_> {
             return Err(self.beyond(format!("its containers lie more than `{MAX_DEPTH}` deep in each other")));
         }
         // Before they are copied: of a container within itself there is a copy at every level.
-        self.spend(VALUE_WEIGHT * parts.unwrap_or_default() as u64)?;
+        self.spend_values(parts.unwrap_or_default())?;
         match self.node(id)?.clone() {
             Node::None => Ok(Value::None),
             Node::Bool(value) => Ok(Value::Bool(value)),
@@ -45,11 +45,15 @@ impl Machine<'_> {
     }
 
     fn items(&mut self, items: &[Id], depth: usize) -> Result<Vec<Value>> {
-        items.iter().map(|&item| self.value(item, depth - 1)).collect()
+        let mut values = Vec::with_capacity(items.len());
+        for &item in items {
+            values.push(self.value(item, depth - 1)?);
+        }
+        Ok(values)
     }
 
     fn dict(&mut self, items: &[(Id, Id)], depth: usize) -> Result<Value> {
-        let mut pairs = Vec::new();
+        let mut pairs = Vec::with_capacity(items.len());
         for &(key, value) in items {
             let key = self.value(key, depth - 1)?;
             if !is_key(&key) {

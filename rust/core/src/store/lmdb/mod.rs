@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 
 use self::batch::Batch;
-pub use self::foreign::{ForeignEntries, ForeignLmdb};
+pub use self::foreign::ForeignLmdb;
 use self::opening::{create, open, recognises};
 use self::stored::{LmdbEntry, Shared};
 use super::root::bytes_of_files;
