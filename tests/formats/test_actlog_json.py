@@ -1,6 +1,7 @@
 """`actlog-json-v1`, `-v2`, `-v3`: what document 000's loggers wrote comes in exactly, and goes out as they wrote it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import actstore
-from actstore import _core
 from actstore.errors import AlreadyExistsError, CorruptError, InvalidInputError, NotFoundError
 from actstore.formats import export_store, format_of, import_store
 from actstore.store import Store
@@ -212,29 +212,79 @@ def test_h6_missing_layers_ragged_rows_and_bfloat16(tmp_path: Path) -> None:
     assert again["bfloat16"].numpy("embed").tobytes() == bfloat.astype(np.float32).tobytes()
 
 
-@pytest.mark.parametrize("decodes", [False, True])
-def test_h7_an_array_of_objects_is_not_unpickled(
-    decodes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Old NumPy pickled a list of unlike states. Nothing of it is run; the decoder that runs nothing may read it."""
-    if decodes and not hasattr(_core, "unpickle"):
-        pytest.skip("this build has no decoder of pickles")
+def test_h7_an_array_of_objects_is_read_and_nothing_of_it_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old NumPy pickled a list of unlike states."""
     monkeypatch.setattr("pickle.loads", None)
-    if not decodes:
-        monkeypatch.delattr(_core, "unpickle", raising=False)
     key, states = key_of("p"), hidden_states(0, rows=5)
     write_v2(tmp_path / "old", {key: (record("p"), states)})
     objects = np.empty(LAYERS + 1, object)
     objects[0], objects[2] = states[0], states[2]
     np.save(tmp_path / "old" / "activations" / f"{key}.npy", objects, allow_pickle=True)
-    store, report = memory(tmp_path / "old")
-    if decodes:
-        assert store[key].points == ["hook_embed", "blocks.1.hook_resid_post"]
-        assert store[key].numpy("resid_post.1").tobytes() == states[2].tobytes()
-        return
+    store, _ = memory(tmp_path / "old")
+    assert store[key].points == ["hook_embed", "blocks.1.hook_resid_post"]
+    assert store[key].numpy("resid_post.1").tobytes() == states[2].tobytes()
+    objects[1] = Gadget()
+    np.save(tmp_path / "old" / "activations" / f"{key}.npy", objects, allow_pickle=True)
+    ((_, kind, message),) = left_out(tmp_path / "old")
+    assert kind == "untrusted_input"
+    assert message.startswith(f"entry `{key}` of `{tmp_path / 'old'}`: byte `")
+    assert message.endswith("it names `posix.mkdir`, which is no part of an array of torch or NumPy; nothing was run")
+
+
+class Gadget:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("gone",)
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else 1
+
+
+BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"prompt": 5}, "invalid_metadata", "entry `{key}`: `prompt` is a `int`, not a string"),
+    ({"note": nested(65)}, "invalid_metadata", "`note` of the metadata is nested more than 64 deep"),
+    ({"note": nested(400)}, "invalid_metadata", "`note` of the metadata is nested more than 64 deep"),
+    ({"activation_file": "pipe.npy"}, "malformed", "pipe.npy` is neither a file nor a directory"),
+    ({"activation_file": "none.npy"}, "malformed", "none.npy` is an array [1000000, 0, 1, 4], not `[layers, 1, "),
+    ({"activation_file": "huge.npy"}, "malformed", "huge.npy` is an array [2, 0, 1"),
+    ({"activation_file": "five.npy"}, "malformed", "five.npy` has a `int`, not a list of hidden states"),
+]
+
+
+@pytest.mark.parametrize(("fields", "kind", "said"), BAD_FIELDS)
+def test_an_entry_that_no_store_can_hold_is_left_out_and_the_others_come(
+    fields: dict[str, Any], kind: str, said: str, tmp_path: Path
+) -> None:
+    write_v2(tmp_path / "old", some_entries())
+    os.mkfifo(tmp_path / "old" / "pipe.npy")
+    for name, shape, descr in (
+        ("none", (10**6, 0, 1, 4), "<f2"),
+        ("huge", (2, 0, 10**30), "<f2"),
+        ("five", (2,), "|O"),
+    ):
+        with (tmp_path / "old" / f"{name}.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": descr})
+            file.write(b"K\x05." if name == "five" else b"")
+    index = json.loads((tmp_path / "old" / "metadata.json").read_text())
+    key, logged = next(iter(index["entries"].items()))
+    logged |= fields
+    (tmp_path / "old" / "metadata.json").write_text(json.dumps(index))
+    _, report = memory(tmp_path / "old")
     (damage,) = report.left_out
-    assert (damage["key"], damage["kind"]) == (key, "invalid_tensor")
-    assert f"{key}.npy` is an array of objects, which are pickles" in damage["message"]
+    assert (report.migrated, damage["key"], damage["kind"]) == (2, key, kind)
+    assert said.format(key=key) in damage["message"]
+
+
+def test_a_damaged_record_of_an_older_version_hides_no_newer_one(tmp_path: Path) -> None:
+    entries = some_entries(1)
+    write_v1(tmp_path / "old", dict(entries))
+    (key,) = entries
+    index = json.loads((tmp_path / "old" / "metadata.json").read_text())
+    index["entries"][key] = [1]
+    (tmp_path / "old" / "metadata.json").write_text(json.dumps(index))
+    (tmp_path / "old" / "metadata.jsonl").write_text(json.dumps({"key": key, "has_activations": True}) + "\n")
+    store, report = memory(tmp_path / "old", source_format="json")
+    assert (report.left_out, len(store[key].points)) == ((), LAYERS + 1)
 
 
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 65504.0, 6e-8, 1 / 3]

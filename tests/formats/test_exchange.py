@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 import actstore
 from actstore import formats
 from actstore.cli import app
-from actstore.errors import CorruptError, InvalidInputError, KeyConflictError, NotFoundError
+from actstore.errors import CorruptError, InvalidInputError, KeyConflictError, NotFoundError, StorageIoError
 from actstore.formats import export_store, import_store
 from actstore.store import Store
 from old_trees import hidden_states, key_of, record, residuals, some_entries, write_split, write_v1, write_v2, write_v3
@@ -190,6 +190,16 @@ REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
         "invalid_option",
         "`codec` cannot be given",
     ),
+    (
+        lambda path: actstore.migrate(path / "old", path / "new", target_format="pt-shards", on_conflict="skip"),
+        "invalid_option",
+        "`on_conflict` cannot be given from `auto` to `pt-shards`",
+    ),
+    (
+        lambda path: actstore.migrate(path / "old", path / "old" / "new", target_format="actlog-json-v2"),
+        "invalid_option",
+        "lies in the source",
+    ),
 ]
 
 
@@ -243,6 +253,59 @@ def test_h5_a_chain_of_formats_keeps_every_value_and_field(tmp_path: Path) -> No
     for key in old:
         left, right = ({k: v for k, v in entry[key].items() if k not in derived} for entry in (old, new))
         assert repr(sorted(left.items())) == repr(sorted(right.items()))
+
+
+def test_an_export_never_goes_on_with_files_of_another_format(tmp_path: Path) -> None:
+    write_v1(tmp_path / "old", dict(some_entries()))
+    store = actstore.create(backend="memory")
+    import_store(tmp_path / "old", store)
+
+    def stop(done: int, *_: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_store(store, tmp_path / "new", "actlog-json-v1", progress=stop)
+    assert list((tmp_path / "new.partial" / "activations").iterdir())
+    # Both have `activations/<key>.json`, the one with the states, the other with the record.
+    report = export_store(store, tmp_path / "new", "actlog-json-v3", verify=True)
+    assert (report.migrated, report.verified) == (3, 3)
+    assert not (tmp_path / "new.partial").exists()
+
+
+def test_an_export_does_not_replace_the_store_it_reads(tmp_path: Path) -> None:
+    write_v1(tmp_path / "old", dict(some_entries()))
+    import_store(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "new").rename(tmp_path / "old" / "store")
+    before = files(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"lies in the target .*, which would be replaced") as caught:
+        export_store(tmp_path / "old" / "store", tmp_path / "old", "actlog-json-v1", overwrite=True)
+    assert caught.value.kind == "invalid_option"
+    assert files(tmp_path).keys() == before.keys()
+
+
+def test_what_came_into_the_place_meanwhile_is_not_removed(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    store.put(key="k", activations={"embed": np.ones((2, 3), np.float32)})
+
+    def intrude(*_: int) -> None:
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "kept").touch()
+
+    with pytest.raises(StorageIoError, match="Directory not empty"):
+        export_store(store, tmp_path / "new", "actlog-json-v1", progress=intrude)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
+
+
+def test_a_dry_run_from_format_to_format_writes_nothing(tmp_path: Path) -> None:
+    entries = some_entries()
+    write_v2(tmp_path / "old", entries)
+    (tmp_path / "old" / "activations" / f"{list(entries)[1]}.npy").unlink()
+    target = tmp_path / "folder" / "new"
+    plan = actstore.migrate(tmp_path / "old", target, target_format="actlog-json-v1", dry_run=True)
+    assert (plan.entries, plan.migrated, len(plan.left_out), plan.dry_run) == (3, 2, 1, True)
+    assert (plan.backend, plan.target) == ("actlog-json-v1", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -265,3 +265,27 @@ def test_what_no_array_can_hold_is_refused(activations: dict[int, Any], message:
     assert caught.value.kind == "invalid_tensor"
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_metadata_cannot_hold_is_kept_as_text(tmp_path: Path) -> None:
+    write_documented(tmp_path / "old", passes=("mcq",))
+    run = {"model_type": "base", "temperature": float("inf"), "num_questions": QUESTIONS}
+    (tmp_path / "old" / "run_config.json").write_text(json.dumps(run))
+    store, report = memory(tmp_path / "old")
+    known = store["mcq:0"].metadata["imported_from"]
+    assert (report.left_out, known["run_config"]["temperature"]) == ((), "Infinity")
+    export_store(store, tmp_path / "new", "npy-layers", verify=True)
+    written = json.loads((tmp_path / "new" / "run_config.json").read_text())
+    assert {name: written[name] for name in run} == run
+
+
+def test_an_npz_that_numpy_never_wrote_is_refused(tmp_path: Path) -> None:
+    write_real(tmp_path / "old")
+    path = tmp_path / "old" / "mcq" / "activations.npz"
+    for method, said in ((zipfile.ZIP_LZMA, "compressed in a way"), (zipfile.ZIP_STORED, r"is \[1000000000, 4, 0\]")):
+        with zipfile.ZipFile(path, "w", method) as archive, archive.open("activations.npy", "w") as file:
+            header = {"shape": (10**9, QUESTIONS, 0), "fortran_order": False, "descr": "<f2"}
+            np.lib.format.write_array_header_1_0(file, header)
+        with pytest.raises(CorruptError, match=said) as caught:
+            memory(tmp_path / "old")
+        assert caught.value.kind == "malformed"

@@ -102,10 +102,25 @@ def test_e2_a_shard_that_is_partly_stale_is_refused(tmp_path: Path) -> None:
 def test_e1_rows_that_a_crashed_run_did_not_write_are_named(tmp_path: Path) -> None:
     place = small_tree(tmp_path, total_examples=12)
     store, report = memory(tmp_path)
-    assert (len(store), report.entries, report.migrated) == (10, 12, 10)
-    assert [damage["key"] for damage in report.left_out] == ["SP_test:EM:10", "SP_test:EM:11"]
-    assert report.left_out[0]["kind"] == "missing_file"
-    assert f"row 10 of `{place}` is in no shard, though `total_examples` counts it" in report.left_out[0]["message"]
+    # However many are missing, they are one part of the source.
+    assert (len(store), report.entries, report.migrated) == (10, 11, 10)
+    (damage,) = report.left_out
+    assert (damage["key"], damage["kind"]) == ("SP_test:EM:10", "missing_file")
+    assert damage["message"] == f"`{place}` has 10 rows, but `total_examples` counts 12; the run did not end"
+    (place / "metadata.json").write_text(json.dumps({**SETTINGS, "total_examples": 10**18}))
+    assert len(memory(tmp_path)[1].left_out) == 1
+
+
+def test_settings_that_metadata_cannot_hold_are_kept_as_text(tmp_path: Path) -> None:
+    place = small_tree(tmp_path / "old", loss=float("nan"), seeds=[1, 2**70])
+    store, report = memory(tmp_path / "old")
+    assert (len(store), report.left_out) == (10, ())
+    known = store["SP_test:EM:3"].metadata["imported_from"]
+    assert (known["settings"]["loss"], known["settings"]["seeds"]) == ("NaN", [1, str(2**70)])
+    assert known["as_text"] == [["imported_from", "settings", "loss"], ["imported_from", "settings", "seeds", 1]]
+    export_store(store, tmp_path / "new", "pt-shards", shard_size=4, verify=True)
+    settings = tmp_path / "new" / place.relative_to(tmp_path / "old") / "metadata.json"
+    assert settings.read_bytes() == (place / "metadata.json").read_bytes()
 
 
 def test_rows_of_a_damaged_or_missing_shard_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from actstore import arrays
 from actstore.errors import CorruptError
 from actstore.formats.as_text import as_values, replace_values
 from actstore.formats.hidden_states import count_states, state_points
-from actstore.formats.record import CONVENTIONS, Imported, conventions
+from actstore.formats.record import CONVENTIONS, Imported, conventions, conventions_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,10 +96,10 @@ def _tokens(record: Record, rows: set[int], mode: object) -> tuple[int | None, l
 
 def logged_record(entry: Entry, export: Export) -> dict[str, Any]:
     """The fields of `entry` as the loggers order them, up to `trim_position`, then the others."""
-    metadata = dict(entry.metadata)
-    known = metadata.pop(CONVENTIONS, {})
+    known = conventions_of(entry.metadata)
+    metadata = {name: value for name, value in entry.metadata.items() if name != CONVENTIONS or not known}
     fields = {"prompt": entry.prompt, "response": entry.response, **metadata}
-    fields = as_values(fields, known.get("as_text", [])) if known.get("as_text") else fields
+    fields = as_values(fields, known["as_text"]) if "as_text" in known else fields
     fields |= known.get("fields", {})
     if entry.prompt_length is not None:
         fields.setdefault("input_length", entry.prompt_length)
@@ -127,8 +127,7 @@ def _mode(entry: Entry, export: Export) -> str:
 
 def logged_states(entry: Entry, export: Export) -> list[str | None]:
     """The hook point of each hidden state of `entry`, None for one that is not stored."""
-    known = entry.metadata.get(CONVENTIONS, {})
-    count = known.get("hidden_states")
+    count = conventions_of(entry.metadata).get("hidden_states")
     if not isinstance(count, int):
         count = count_states(entry.points, export.layers)
     names = state_points(count)
@@ -140,4 +139,4 @@ def logged_states(entry: Entry, export: Export) -> list[str | None]:
 
 def has_batch_axis(entry: Entry) -> bool:
     """Whether the log that `entry` is from, or is for, has an axis of length 1 before the tokens."""
-    return bool(entry.metadata.get(CONVENTIONS, {}).get("batch_axis", True))
+    return bool(conventions_of(entry.metadata).get("batch_axis", True))

@@ -23,7 +23,6 @@ from actstore.formats.record import Format, Pending, Source
 from actstore.formats.widening import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,6 +38,8 @@ _LINES = "metadata.jsonl"
 _STATES = "all_layers_activations"
 _FIRST_LINES = 8
 _LONGEST_LINE = 1 << 24
+_MOST_STATES = 4096
+"""No model has as many layers: a file that says so would be no longer than others."""
 
 
 class Log:
@@ -90,7 +91,8 @@ class Log:
             raise CorruptError("malformed", f"`{path}` is no object")
         fields = cast("dict[str, Any]", record)
         if _STATES in fields:
-            line = {**self._records.get(key, {}), **self._lines[key]}
+            older = self._records.get(key)
+            line = {**(cast("dict[str, Any]", older) if isinstance(older, dict) else {}), **self._lines[key]}
             return imported(key, line, _states_of_json(fields, path), "actlog-json-v1", self._mode)
         has = fields.get("has_activations", self._lines[key].get("has_activations"))
         beside = inside(self.root, f"activations/{key}.npy", f"`key` in `{self.root / _LINES}`")
@@ -142,19 +144,19 @@ def _as_array(fields: dict[str, Any]) -> Any:
 def _array(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         given = np.array(data)
+        # The lists of an empty array do not show the extents within it.
+        given = given.reshape(shape) if given.size == 0 and 0 in shape else given
     except (ValueError, OverflowError):
         raise CorruptError("malformed", "the `data` of a tensor is ragged or holds no numbers") from None
     is_float = dtype.kind not in "iub"
     if given.size and given.dtype.kind not in ("fiu" if is_float else "iu" if dtype.kind != "b" else "b"):
         raise CorruptError("malformed", f"the `data` of a tensor is no array of `{dtype}`")
-    if given.shape != shape and not (given.size == 0 and 0 in shape):
-        message = f"a tensor has the `shape` `{list(shape)}`, but its `data` has `{list(given.shape)}`"
+    if given.shape != shape:
+        message = f"a tensor has the `shape` `{str(list(shape))[:100]}`, but its `data` has `{list(given.shape)}`"
         raise CorruptError("malformed", message)
     with np.errstate(all="ignore"):
-        array = given.reshape(shape).astype(dtype)
-        same = (
-            array == given.reshape(shape) if not is_float else np.isfinite(array) == np.isfinite(given.reshape(shape))
-        )
+        array = given.astype(dtype)
+        same = np.isfinite(array) == np.isfinite(given) if is_float else array == given
     if not np.all(same):
         raise CorruptError("malformed", f"the `data` of a tensor has values that its `dtype` `{dtype}` has not")
     return array
@@ -172,17 +174,14 @@ def _states_of_npy(path: Path) -> States:
     with reading(path), path.open("rb") as file:
         if not _holds_objects(file, path):
             array = map_npy(path)
-            if array.ndim not in (3, 4):
-                raise CorruptError(
-                    "malformed", f"`{path}` is an array {list(array.shape)}, not `[layers, 1, tokens, d]`"
-                )
+            if array.ndim not in (3, 4) or len(array) > _MOST_STATES:
+                message = f"`{path}` is an array {list(array.shape)}, not `[layers, 1, tokens, d]`"
+                raise CorruptError("malformed", message)
             return list(array)
-        decode = cast("Callable[[bytes], Any] | None", getattr(_core, "unpickle", None))
-        if decode is None:
-            message = f"`{path}` is an array of objects, which are pickles; this build cannot read them safely"
-            raise InvalidInputError("invalid_tensor", message)
-        states = decode(file.read())
-    return _checked(cast("list[Any]", states) if isinstance(states, list) else [states], path)
+        states = _core.unpickle(file.read())
+    if not isinstance(states, list):
+        raise CorruptError("malformed", f"`{path}` has a `{type(states).__name__}`, not a list of hidden states")
+    return _checked(cast("list[Any]", states), path)
 
 
 def _holds_objects(file: Any, path: Path) -> bool:

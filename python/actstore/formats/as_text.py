@@ -10,18 +10,28 @@ import json
 import math
 from typing import Any, cast
 
+from actstore.errors import InvalidInputError
+
 __all__ = ["as_values", "replace_values"]
 
 Path = list[str | int]
+_MOST_LEVELS = 64
+"""Of lists and objects in each other; stores keep no more."""
 
 
 def replace_values(document: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
-    """`document` with text in the place of what metadata cannot hold, and the paths of the replaced values."""
+    """`document` with text in the place of what metadata cannot hold, and the paths of the replaced values.
+
+    Errors: `invalid_metadata` for what is nested too deeply.
+    """
     paths: list[Path] = []
     return cast("dict[str, Any]", _replaced(document, [], paths)), paths
 
 
 def _replaced(value: Any, path: Path, paths: list[Path]) -> Any:
+    if len(path) > _MOST_LEVELS:
+        message = f"`{path[0]}` of the metadata is nested more than {_MOST_LEVELS} deep"
+        raise InvalidInputError("invalid_metadata", message)
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
         return {name: _replaced(item, [*path, name], paths) for name, item in fields.items()}
@@ -41,10 +51,10 @@ def _fits(value: Any) -> bool:
     return not (isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value))
 
 
-def as_values(document: dict[str, Any], paths: list[Path]) -> dict[str, Any]:
-    """`document` with the values at `paths` back from their text; a path that leads nowhere is passed over."""
+def as_values(document: dict[str, Any], paths: Any) -> dict[str, Any]:
+    """`document` with the values at `paths` back from their text; what is no path, or leads nowhere, is passed over."""
     restored: Any = json.loads(json.dumps(document))
-    for path in paths:
+    for path in cast("list[Any]", paths) if isinstance(paths, list) else []:
         place: Any = restored
         try:
             for name in path[:-1]:

@@ -13,7 +13,7 @@ import numpy as np
 from actstore import arrays
 from actstore import store as stores
 from actstore.errors import ActstoreError, InvalidInputError
-from actstore.formats.place import refuse_inside
+from actstore.formats.place import place_in, refuse_inside
 from actstore.formats.record import Export
 from actstore.formats.table import find
 from actstore.formats.widening import entry_bytes, widen
@@ -67,8 +67,11 @@ def export_store(
     with ExitStack() as stack:
         store = source if isinstance(source, Store) else stack.enter_context(stores.open(source))
         refuse_inside(store.path, place)
+        if overwrite and place_in(place, store.path) is not None:
+            message = f"the source `{store.path}` lies in the target `{place}`, which would be replaced; choose another"
+            raise InvalidInputError("invalid_option", message)
         chosen = store.keys() if keys is None else list(dict.fromkeys([keys] if isinstance(keys, str) else keys))
-        export = Export(store, chosen, place, layers, shard_size, overwrite, progress)
+        export = Export(store, chosen, format.name, place, layers, shard_size, overwrite, progress)
         report = _planned(export, format) if dry_run else _written(export, format)
         if verify and not dry_run:
             report = _verified(report, export, format)

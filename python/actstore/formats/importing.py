@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from actstore import _core, arrays
 from actstore import store as stores
-from actstore.errors import ActstoreError, InvalidInputError
+from actstore.errors import ActstoreError, InvalidInputError, LimitExceededError
 from actstore.formats.place import refuse_inside
 from actstore.formats.table import AUTO, source_path
 from actstore.options import open_existing, open_or_create, require
@@ -228,11 +228,12 @@ class _Tally:
         """Queue the entry; one that no store can hold is left out."""
         try:
             _put(writer, entry)
-        except InvalidInputError as error:
+        except (InvalidInputError, LimitExceededError) as error:
             # A failure in the background, which is of another entry and ends the import, is raised again by this.
             writer.flush()
             self.loaded -= 1
-            self.left_out.append(Damage(kind=error.kind, message=error.message, key=entry.key))
+            message = error.message if entry.key in error.message else f"entry `{entry.key}`: {error.message}"
+            self.left_out.append(Damage(kind=error.kind, message=message, key=entry.key))
         else:
             self.raw_bytes += raw_bytes(entry)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ import numpy as np
 from actstore.errors import ActstoreError, CorruptError, LimitExceededError
 from actstore.formats.as_text import replace_values
 from actstore.formats.npy_layers_writing import write
-from actstore.formats.reading import map_npy, npy_layout, read_json, reading
+from actstore.formats.reading import first_line, map_npy, npy_layout, read_json, reading
 from actstore.formats.record import CONVENTIONS, Format, Imported, Pending, Source, conventions
 from actstore.hook_points import canonical
 
@@ -46,6 +47,8 @@ _LAYER = re.compile(r"activations_layer_(\d+)\.npy", re.ASCII)
 _MOST_FREELY = 1 << 30
 _MOST_TIMES = 100
 _PIECE = 1 << 20
+_MOST_LAYERS = 4096
+"""No model has as many: an array of width 0 that says so takes no bytes."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,15 @@ def _opened(root: Path, path: Path) -> _Pass:
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in cast("list[Any]", records)):
         raise CorruptError("malformed", f"`{path / _RECORDS}` is no list of records")
     run = next((read_json(place / _RUN) for place in (path, root) if (place / _RUN).is_file()), None)
-    listed = cast("list[dict[str, Any]]", records)
+    listed, name = cast("list[dict[str, Any]]", records), path.absolute().name
     # As the program's own readers do, the `.npz` first.
     if (path / _NPZ).is_file():
         layers = _npz_layers(path / _NPZ, listed)
-        return _Pass(path, path.name, run, listed, partial(_npz_arrays, path / _NPZ, layers), "unverified")
+        return _Pass(path, name, run, listed, partial(_npz_arrays, path / _NPZ, layers), "unverified")
     mapped = _mapped(path, listed)
     lengths = _lengths(path, mapped, len(listed))
     positions = "padded" if lengths is None else "real tokens"
-    return _Pass(path, path.name, run, listed, partial(_trimmed, mapped, lengths), positions)
+    return _Pass(path, name, run, listed, partial(_trimmed, mapped, lengths), positions)
 
 
 def _mapped(path: Path, records: list[dict[str, Any]]) -> dict[int, NDArray[Any]]:
@@ -159,7 +162,7 @@ def _npz_layers(path: Path, records: list[dict[str, Any]]) -> list[int]:
             _, shape, _ = _layout(file, path, "activations", size)
     except KeyError:
         raise CorruptError("malformed", f"`{path}` has no `activations`") from None
-    if len(shape) != 3:
+    if len(shape) != 3 or shape[0] > _MOST_LAYERS:
         raise CorruptError("malformed", f"`activations` of `{path}` is {list(shape)}, not `[layers, questions, d]`")
     _require_aligned(path, shape[1], records)
     try:
@@ -180,13 +183,17 @@ def _member(path: Path, name: str) -> Generator[tuple[Any, int]]:
     try:
         with reading(path), zipfile.ZipFile(path) as archive:
             info = archive.getinfo(name + ".npy")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise CorruptError("malformed", f"`{name}` of `{path}` is compressed in a way that NumPy never does")
             if info.file_size > max(_MOST_FREELY, _MOST_TIMES * info.compress_size):
                 message = f"`{name}` of `{path}` would grow from {info.compress_size:,} to {info.file_size:,} bytes"
                 raise LimitExceededError("limit_exceeded", message)
             with archive.open(info) as file:
                 yield file, info.file_size
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise CorruptError("malformed", f"`{path}` is no whole `.npz`: {str(error)[:200]}") from None
+    except ActstoreError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
+        raise CorruptError("malformed", f"`{path}` is no whole `.npz`: {first_line(error)}") from None
 
 
 def _layout(file: Any, path: Path, name: str, size: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
@@ -219,7 +226,8 @@ def _entries(passed: _Pass) -> Generator[Pending]:
 
 def _entry(passed: _Pass, rows: Callable[[int], dict[int, Any]], number: int, record: dict[str, Any]) -> Imported:
     activations = {canonical(("resid_post", layer)): array for layer, array in rows(number).items()}
-    fields, as_text = replace_values(record)
+    fields, as_text = replace_values({**record, CONVENTIONS: {"run_config": passed.run}})
+    run = fields.pop(CONVENTIONS)
     prompt, response = record.get("prompt_text"), record.get("output_text")
     known = conventions(
         _NAME,
@@ -227,7 +235,7 @@ def _entry(passed: _Pass, rows: Callable[[int], dict[int, Any]], number: int, re
         padding_side="left",
         dtypes=(array.dtype.name for array in activations.values()),
         positions=passed.positions,
-        **{"pass": passed.name, "row": number, "run_config": passed.run},
+        **{"pass": passed.name, "row": number, **run},
         **({"as_text": as_text} if as_text else {}),
     )
     return Imported(

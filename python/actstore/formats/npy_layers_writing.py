@@ -10,7 +10,7 @@ import numpy as np
 
 from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
-from actstore.formats.record import CONVENTIONS
+from actstore.formats.record import CONVENTIONS, conventions_of
 from actstore.formats.tree import Tree, file_name
 from actstore.formats.widening import beyond_numpy, entry_bytes, widen
 from actstore.hook_points import parse
@@ -45,7 +45,7 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
     """
     passes: defaultdict[str, list[str]] = defaultdict(list)
     for key in export.keys:
-        name = export.store[key].metadata.get(CONVENTIONS, {}).get("pass", "")
+        name = conventions_of(export.store[key].metadata).get("pass", "")
         passes[file_name(name) + "/" if isinstance(name, str) and name else ""].append(key)
     if "" in passes and len(passes) > 1:
         message = f"entry `{passes[''][0]}` is of no pass, but others are; export them to two places"
@@ -59,9 +59,10 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
 
 def _run(export: Export) -> dict[str, Any]:
     first = export.store[export.keys[0]].metadata if export.keys else {}
-    known: Any = first.get(CONVENTIONS, {}).get("run_config")
+    known = conventions_of(first)
+    said: Any = as_values({CONVENTIONS: known}, known.get("as_text"))[CONVENTIONS].get("run_config")
     fields = dict.fromkeys(_RUN) | {"base_model_name": first.get("model"), "num_questions": len(export.keys)}
-    return fields | (cast("dict[str, Any]", known) if isinstance(known, dict) else {})
+    return fields | (cast("dict[str, Any]", said) if isinstance(said, dict) else {})
 
 
 def _checked(export: Export, keys: list[str]) -> dict[str, tuple[str, int]]:
@@ -110,10 +111,14 @@ def _write_layer(export: Export, path: Path, keys: list[str], point: str, kind: 
     """Write the array of one layer, of dtype and width `kind`, an entry at a time."""
     (dtype, width), lengths = kind, [export.store[key].shape(point)[0] for key in keys]
     shape = (len(keys), max(lengths), width)
-    array = np.lib.format.open_memmap(path, "w+", "float32" if beyond_numpy(dtype) else dtype, shape)
-    for index, key in enumerate(keys):
-        array[index, shape[1] - lengths[index] :] = widen(export.store[key].numpy(point), dtype)
-    array.flush()
+    written = np.dtype("float32" if beyond_numpy(dtype) else dtype)
+    # Not through a mapping: a full disk would end the process.
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(written), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for key, length in zip(keys, lengths, strict=True):
+            file.write(bytes((shape[1] - length) * width * written.itemsize))
+            file.write(widen(export.store[key].numpy(point), dtype).tobytes())
 
 
 def _records(export: Export, keys: list[str]) -> bytes:
@@ -121,10 +126,10 @@ def _records(export: Export, keys: list[str]) -> bytes:
 
 
 def _record(entry: Entry, export: Export) -> dict[str, Any]:
-    fields = dict(entry.metadata)
-    known = fields.pop(CONVENTIONS, {})
+    known = conventions_of(entry.metadata)
+    fields = {name: value for name, value in entry.metadata.items() if name != CONVENTIONS or not known}
     if known.get("format") == "npy-layers":
-        return as_values(fields, known.get("as_text", []))
+        return as_values(fields, known.get("as_text"))
     if entry.token_ids is not None or entry.positions is not None:
         export.note("token ids and positions are left out, the format has none")
     return {"question_id": entry.key, "prompt_text": entry.prompt, "output_text": entry.response, **fields}

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from actstore import arrays
 from actstore.errors import ActstoreError, CorruptError, InvalidInputError
+from actstore.formats.as_text import replace_values
 from actstore.formats.pt_shards_writing import write
-from actstore.formats.reading import read_json, reading
+from actstore.formats.reading import first_line, read_json, reading
 from actstore.formats.record import CONVENTIONS, Format, Imported, Pending, Source, conventions
 from actstore.formats.tree import is_partial
 from actstore.hook_points import canonical
@@ -52,8 +53,8 @@ class _Split:
 
     @property
     def total(self) -> int:
-        """How many rows the split should have."""
-        return sum(self.rows) + self.missing
+        """How many rows the split has; those that are missing count as one."""
+        return sum(self.rows) + bool(self.missing)
 
     def name(self, setting: str, level: int) -> str:
         """What `metadata.json` calls the model, data set or split, else what its directory is called."""
@@ -155,8 +156,7 @@ def _tensor(path: Path) -> torch.Tensor:
         try:
             tensor: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise CorruptError("malformed", f"`{path}` is no file of a tensor alone: {reason}") from None
+            raise CorruptError("malformed", f"`{path}` is no file of a tensor alone: {first_line(error)}") from None
     if not isinstance(tensor, torch.Tensor):
         raise CorruptError("malformed", f"`{path}` holds a `{type(tensor).__name__}`, not a tensor")
     if tensor.ndim != 2 or tensor.layout != torch.strided or not tensor.is_contiguous():
@@ -174,12 +174,14 @@ def _rows(split: _Split) -> Iterator[Pending]:
         for index in range(count):
             yield Pending(_key(split, row), partial(shard.entry, index, row))
             row += 1
-    for beyond in range(row, row + split.missing):
-        yield Pending(_key(split, beyond), partial(_refuse, split, beyond))
+    if split.missing:
+        # However many: what says so is a number in a file.
+        yield Pending(_key(split, row), partial(_refuse_missing, split, row))
 
 
-def _refuse(split: _Split, row: int) -> Imported:
-    message = f"row {row:,} of `{split.path}` is in no shard, though `total_examples` counts it; the run did not end"
+def _refuse_missing(split: _Split, first: int) -> Imported:
+    counted = first + split.missing
+    message = f"`{split.path}` has {first:,} rows, but `total_examples` counts {counted:,}; the run did not end"
     raise CorruptError("missing_file", message)
 
 
@@ -202,13 +204,15 @@ class _Shard:
             self._tensors = self._opened()
         split = self._split
         named = {"model": split.name("model_name", 2), "dataset": split.name("dataset_name", 1)}
+        held, as_text = replace_values({CONVENTIONS: {"settings": split.settings}})
         known = conventions(
             _NAME,
             layer_counting="blocks",
             padding_side="left",
             dtypes=(arrays.dtype_name(tensor.dtype) for tensor in self._tensors.values()),
             positions="last",
-            settings=split.settings,
+            **held[CONVENTIONS],
+            **({"as_text": as_text} if as_text else {}),
         )
         return Imported(
             _key(split, row),

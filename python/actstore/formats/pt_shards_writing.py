@@ -8,7 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.errors import InvalidInputError
-from actstore.formats.record import CONVENTIONS
+from actstore.formats.as_text import as_values
+from actstore.formats.record import CONVENTIONS, conventions_of
 from actstore.formats.tree import Tree, file_name
 from actstore.formats.widening import entry_bytes
 from actstore.hook_points import canonical, parse
@@ -138,8 +139,9 @@ def _save(export: Export, keys: list[str], point: str, path: Path) -> None:
 
 def _settings(export: Export, place: _Place, keys: list[str], layers: list[int]) -> dict[str, Any]:
     entry = export.store[keys[0]]
-    known: Any = entry.metadata.get(CONVENTIONS, {}).get("settings")
-    had = cast("dict[str, Any]", known) if isinstance(known, dict) else {}
+    known = conventions_of(entry.metadata)
+    said: Any = as_values({CONVENTIONS: known}, known.get("as_text"))[CONVENTIONS].get("settings")
+    had = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
     counted = len(layers) if layers == list(range(len(layers))) else None
     fields = {
         "model_name": place.model,

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["inside", "map_npy", "npy_layout", "read_json", "reading"]
+__all__ = ["first_line", "inside", "map_npy", "npy_layout", "read_json", "reading"]
 
 LARGEST_JSON = 4 << 30
 _NUMBERS = "fiub"
 _MOST_DIMENSIONS = 8
+_MOST_BYTES = 1 << 60
+"""An extent of zero makes any others take no bytes."""
 
 
 def inside(root: Path, name: object, field: str) -> Path:
@@ -49,8 +51,13 @@ def _below(root: Path, path: Path) -> bool:
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn what goes wrong while `path` is read into an error of the package that names it."""
+    """Turn what goes wrong while `path` is read into an error of the package that names it.
+
+    Errors: `missing_file`, `storage_io`, and `malformed` for what is neither a file nor a directory: a pipe, a device.
+    """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CorruptError("malformed", f"`{path}` is neither a file nor a directory")
         yield
     except ActstoreError:
         raise
@@ -78,6 +85,11 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
             raise CorruptError("malformed", f"`{path}` is nested too deeply") from None
         except ValueError as error:
             raise CorruptError("malformed", f"`{path}` is not JSON: {error}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of its failure, short."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def map_npy(path: Path) -> NDArray[Any]:
@@ -110,10 +122,12 @@ def npy_layout(file: IO[bytes], name: str) -> tuple[np.dtype[Any], tuple[int, ..
                 raise CorruptError("malformed", f"{name} is an `.npy` of version `{version}`, which holds no numbers")
             shape, fortran, dtype = readers[version](file)
     except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise CorruptError("malformed", f"{name} has no `.npy` header: {str(error).splitlines()[0][:200]}") from None
+        raise CorruptError("malformed", f"{name} has no `.npy` header: {first_line(error)}") from None
     if dtype.hasobject:
         message = f"{name} is an array of objects, which are pickles; they are not opened"
         raise InvalidInputError("invalid_tensor", message)
-    if dtype.kind not in _NUMBERS or len(shape) > _MOST_DIMENSIONS or any(size < 0 for size in shape):
+    impossible = len(shape) > _MOST_DIMENSIONS or any(size < 0 for size in shape)
+    impossible = impossible or math.prod(size or 1 for size in shape) * dtype.itemsize > _MOST_BYTES
+    if dtype.kind not in _NUMBERS or impossible:
         raise CorruptError("malformed", f"{name} is an array {list(shape)} of `{dtype}`, which is no activation")
     return dtype, shape, fortran

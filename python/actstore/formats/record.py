@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.reports import Damage
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from actstore.errors import ActstoreError
     from actstore.store import Store
 
-__all__ = ["CONVENTIONS", "Export", "Format", "Imported", "Pending", "Source", "conventions"]
+__all__ = ["CONVENTIONS", "Export", "Format", "Imported", "Pending", "Source", "conventions", "conventions_of"]
 
 CONVENTIONS = "imported_from"
 """The field of an entry's metadata that says what it was imported from, and by which conventions that counts."""
@@ -59,7 +59,7 @@ class Source:
 
 @dataclass
 class Export:
-    """What a format writes and where, and what it says about it.
+    """What the format of that name writes and where, and what it says about it.
 
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
     export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
@@ -68,6 +68,7 @@ class Export:
 
     store: Store
     keys: list[str]
+    format: str
     target: Path
     layers: int | None
     shard_size: int
@@ -81,7 +82,7 @@ class Export:
     @property
     def identity(self) -> str:
         """Digest of what is exported and how: of equal ones the files are equal."""
-        digest = hashlib.sha256(json.dumps([self.layers, self.shard_size]).encode())
+        digest = hashlib.sha256(json.dumps([self.format, self.layers, self.shard_size]).encode())
         for key in self.keys:
             digest.update(json.dumps([key, self.store[key].content_id]).encode())
         return digest.hexdigest()
@@ -114,6 +115,12 @@ class Format:
     recognises: Callable[[Path], bool]
     read: Callable[[Path], Source]
     write: Callable[[Export], None]
+
+
+def conventions_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What `conventions` gave the entry with this metadata; nothing where it was not imported."""
+    known = metadata.get(CONVENTIONS)
+    return cast("dict[str, Any]", known) if isinstance(known, dict) else {}
 
 
 def conventions(

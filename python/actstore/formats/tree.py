@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ class Tree:
                 message = f"`{target}` is no earlier export in this format, so it is not replaced; choose another place"
                 raise AlreadyExistsError("store_exists", message)
         self._target = target
+        self._replaces = replaces
         self._partial = target.with_name(target.name + ".partial")
         self._identity = identity
         self._wanted: set[Path] = set()
@@ -107,8 +109,6 @@ class Tree:
                 raise error
 
     def _commit(self) -> None:
-        if self._target.is_dir():
-            shutil.rmtree(self._target)
         for folder, _, names in os.walk(self._partial, topdown=False):
             place = Path(folder)
             for name in names:
@@ -118,6 +118,9 @@ class Tree:
                 place.rmdir()
             else:
                 _sync(place)
+        if self._target.is_dir():
+            # Where nothing may be replaced, only what is still empty is.
+            (self._target.rmdir if self._replaces is None else partial(shutil.rmtree, self._target))()
         self._partial.rename(self._target)
         # Until here an interrupted export is known for what it is.
         (self._target / _IDENTITY).unlink()

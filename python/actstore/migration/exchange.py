@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actstore import formats
 from actstore import store as stores
 from actstore.errors import InvalidInputError
+from actstore.formats.place import refuse_inside
 from actstore.store import Store
 
 if TYPE_CHECKING:
@@ -51,21 +52,34 @@ def exchange(
     `export_store`.
     """
     outwards, inwards = request.target_format in formats.names(), _is_foreign(source, request.source_format)
-    _refuse(request, [name for name in _SELECTIONS if inwards or name != "keys"], request.__dict__)
-    if outwards:
-        _refuse(request, list(request.options), request.options)
+    given = {**vars(request), "on_conflict": None if request.on_conflict == "error" else request.on_conflict}
+    _refuse(request, [name for name in _SELECTIONS if inwards or name != "keys"], given)
     if not outwards:
         return _import(source, target, request, verify=verify, dry_run=dry_run, progress=progress)
+    _refuse(request, ["on_conflict"], given)
+    _refuse(request, list(request.options), request.options)
     if isinstance(target, Store):
         message = f"`target_format` is `{request.target_format}`, but the target is a store; give a path"
         raise InvalidInputError("invalid_option", message)
+    if inwards:
+        return _through_a_store(source, Path(target), request, verify=verify, dry_run=dry_run, progress=progress)
     options: dict[str, Any] = {"verify": verify, "dry_run": dry_run, "progress": progress}
-    if not inwards:
-        return formats.export_store(source, target, str(request.target_format), keys=request.keys, **options)
-    with _between(Path(target)) as between:
-        inner = replace(request, target_format=None, on_conflict="error")
+    return formats.export_store(source, target, str(request.target_format), keys=request.keys, **options)
+
+
+def _through_a_store(
+    source: Any, target: Path, request: Request, *, verify: bool, dry_run: bool, progress: Step | None
+) -> MigrationReport:
+    """From one format to another. A dry run only reads the source, as nothing is to be written."""
+    refuse_inside(Path(source), target)
+    inner, format = replace(request, target_format=None), str(request.target_format)
+    if dry_run:
+        with stores.create(backend="memory") as nothing:
+            read = _import(source, nothing, inner, verify=False, dry_run=True, progress=progress)
+        return replace(read, target=target, backend=format)
+    with _between(target) as between:
         imported = _import(source, between, inner, verify=verify, dry_run=False, progress=None)
-        exported = formats.export_store(between, target, str(request.target_format), **options)
+        exported = formats.export_store(between, target, format, verify=verify, progress=progress)
     return replace(
         exported,
         source=imported.source,
