@@ -273,6 +273,28 @@ def test_an_export_never_goes_on_with_files_of_another_format(tmp_path: Path) ->
     assert not (tmp_path / "new.partial").exists()
 
 
+def test_an_export_that_was_stopped_in_its_last_step_is_finished(tmp_path: Path) -> None:
+    write_v1(tmp_path / "old", dict(some_entries()))
+    store = actstore.create(backend="memory")
+    import_store(tmp_path / "old", store)
+    mark = tmp_path / "new.partial" / ".export"
+    marks = list[bytes]()
+
+    def keep(*_: int) -> None:
+        marks.append(mark.read_bytes())
+
+    export_store(store, tmp_path / "new", "actlog-json-v1", progress=keep)
+    whole = files(tmp_path / "new")
+    # The tree has its name, and is still marked as one that grows.
+    (tmp_path / "new" / ".export").write_bytes(marks[0])
+    assert formats.format_of(tmp_path / "new") is None
+    report = export_store(store, tmp_path / "new", "actlog-json-v1", verify=True)
+    assert report.verified == 3
+    assert {name: content for name, (_, content) in files(tmp_path / "new").items()} == {
+        name: content for name, (_, content) in whole.items()
+    }
+
+
 def test_an_export_does_not_replace_the_store_it_reads(tmp_path: Path) -> None:
     write_v1(tmp_path / "old", dict(some_entries()))
     import_store(tmp_path / "old", tmp_path / "new")

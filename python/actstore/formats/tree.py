@@ -47,6 +47,15 @@ class Tree:
     """
 
     def __init__(self, target: Path, identity: str, replaces: Callable[[Path], bool] | None) -> None:
+        self._target = target
+        self._replaces = replaces
+        self._partial = target.with_name(target.name + ".partial")
+        self._identity = identity.encode()
+        self._wanted: set[Path] = set()
+        self._writing = 0
+        if not target.is_symlink() and self._is_mine(target) and not self._partial.exists():
+            # It was stopped between its last two steps.
+            target.rename(self._partial)
         if (target.is_symlink() or target.exists()) and not _is_empty(target):
             if replaces is None:
                 message = f"`{target}` exists already; choose another place, or replace an earlier export: `overwrite`"
@@ -54,12 +63,9 @@ class Tree:
             if target.is_symlink() or not replaces(target):
                 message = f"`{target}` is no earlier export in this format, so it is not replaced; choose another place"
                 raise AlreadyExistsError("store_exists", message)
-        self._target = target
-        self._replaces = replaces
-        self._partial = target.with_name(target.name + ".partial")
-        self._identity = identity
-        self._wanted: set[Path] = set()
-        self._writing = 0
+
+    def _is_mine(self, place: Path) -> bool:
+        return is_partial(place) and (place / _IDENTITY).read_bytes() == self._identity
 
     def put(self, name: str, content: Callable[[], bytes]) -> None:
         """Write the file `name`, unless it is there; whole and synced before it has that name."""
@@ -88,15 +94,14 @@ class Tree:
         part.parent.rmdir()
 
     def __enter__(self) -> Self:
-        known = self._partial / _IDENTITY
-        if self._partial.is_symlink() or (self._partial.exists() and not known.is_file()):
+        if self._partial.is_symlink() or (self._partial.exists() and not is_partial(self._partial)):
             message = f"`{self._partial}`, where the export would grow, is something else; move it away"
             raise AlreadyExistsError("store_exists", message)
-        if known.is_file() and known.read_text(encoding="utf-8") != self._identity:
-            shutil.rmtree(self._partial)
         with _storage_errors(self._target):
+            if self._partial.exists() and not self._is_mine(self._partial):
+                shutil.rmtree(self._partial)
             self._partial.mkdir(parents=True, exist_ok=True)
-            known.write_text(self._identity, encoding="utf-8")
+            (self._partial / _IDENTITY).write_bytes(self._identity)
         return self
 
     def __exit__(
