@@ -21,6 +21,7 @@ from actstore import _core
 from actstore.errors import ActstoreError, UntrustedInputError
 from dtypes import DTYPES, noise
 from pickles import MARK, STOP, call, named, number, numbers, proto, raw, stream, tensor, text
+from processes import run_python
 
 PROTOCOLS = range(6)
 
@@ -567,6 +568,11 @@ STRUCTURES: dict[str, tuple[bytes, str, str]] = {
         "invalid_tensor",
         "`M8` is no dtype or byte order of an activation",
     ),
+    "numpy dtype of many signs": (
+        numpy_array(numbers(2), "<" * 99 + "f4", raw(bytes(8))),
+        "invalid_tensor",
+        "`" + "<" * 40 + "` is no dtype",
+    ),
     "numpy records": (numpy_array(numbers(1), "V8", raw(bytes(8))), "invalid_tensor", "`V8` is no dtype"),
     "numpy parts": (PARTS + STOP, "malformed", "a dtype has parts"),
     "numpy objects too few": (
@@ -620,6 +626,32 @@ def test_damaged_pickles_are_refused_or_read() -> None:
                 with contextlib.suppress(ActstoreError):
                     _core.unpickle(pickled[:at] + bytes([changed]) + pickled[at + 1 :])
     assert [path.name for path in Path().iterdir()] == ["kept"]
+
+
+MEASURED = """
+    from contextlib import suppress
+    from actstore import _core
+    from actstore.errors import ActstoreError
+    from memory import Peak, anonymous_bytes
+
+    bodies = [b"N", b")", b"N\\x85", b"]Na", b"}NNs", b"N\\x94", b"V\\n", b"\\x85"]
+    pickles = [b"N(" + body * (size // len(body)) + b"l." for body in bodies for size in (1 << 18, 1 << 22)]
+    # As long as it is, it might hold millions of the values that it shares.
+    blob = b"B" + (32 << 20).to_bytes(4, "little") + bytes(32 << 20) + b"0"
+    pickles.append(blob + b"(" + b"N" * 1000 + b"lq\\x000(" + b"h\\x00" * 4000 + b"l.")
+    worst = 0
+    for pickled in pickles:
+        before = anonymous_bytes()
+        with Peak() as peak, suppress(ActstoreError):
+            _core.unpickle(pickled)
+        worst = max(worst, peak.bytes - before)
+    print(worst)
+"""
+
+
+def test_instructions_and_values_take_bounded_memory() -> None:
+    worst = int(run_python(MEASURED))
+    assert worst < 48 << 20, f"{worst} bytes"
 
 
 @pytest.mark.parametrize("given", ["text", None, 3])
