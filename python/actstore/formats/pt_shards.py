@@ -244,7 +244,7 @@ def _recognises(root: Path) -> bool:
 
 
 def _first(layer: Path) -> list[Path]:
-    return list(_numbered(layer, _SHARD).values())[:1]
+    return [path for path in _numbered(layer, _SHARD).values() if path.is_file()][:1]
 
 
 def _is_zip(path: Path) -> bool:

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
-use crate::tensor::{Layout, Tensor};
+use crate::tensor::Layout;
 
 /// Bytes that lie in the pickle, or that were put together from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,11 +40,6 @@ pub struct Array {
 }
 
 impl Array {
-    /// A copy of its own; `input` is the pickle that it was read from.
-    pub fn to_tensor(&self, input: &[u8]) -> Result<Tensor> {
-        Tensor::new(self.layout.clone(), self.bytes.of(input).to_vec())
-    }
-
     /// The same with bytes of its own; `input` is the pickle that it was read from.
     #[must_use]
     pub fn into_owned(self, input: &[u8]) -> Self {
