@@ -347,3 +347,13 @@ def test_missing_rows_are_said_to_break_the_pairing(tmp_path: Path) -> None:
     store.delete("SP_test:EM:2")
     report = export_store(store, tmp_path / "new", "pt-shards")
     assert report.notes == ("rows are missing or named twice, so row i of one split is not row i of the other (1 x)",)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    place = small_tree(tmp_path)
+    for number in range(2):
+        (place / "layer_00" / f"shard_00{number}.pt").unlink()
+        os.mkfifo(place / "layer_00" / f"shard_00{number}.pt")
+    _, report = memory(tmp_path)
+    assert (report.migrated, {damage["kind"] for damage in report.left_out}) == (2, {"malformed"})
+    assert "shard_000.pt` is neither a file nor a directory" in report.left_out[0]["message"]
