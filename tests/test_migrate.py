@@ -410,18 +410,16 @@ def foreign_sources(path: Path) -> dict[str, str]:
     """What older loggers, and others, wrote below `path`, and how it is called."""
     lmdb.open(str(path / "env"), map_size=1 << 20).close()
     lmdb.open(str(path / "file.lmdb"), subdir=False, map_size=1 << 20).close()
-    (path / "log" / "activations").mkdir(parents=True)
-    (path / "log" / "metadata.json").write_text('{"logger_config": {"version": "1.0"}, "entries": {}}')
     (path / "other").mkdir()
     (path / "other" / "metadata.json").write_text("[1]")
     actstore.create(path / "own", "lmdb").close()
-    only = "only actstore's own stores can be migrated so far"
+    only = "of LMDB only actstore's own stores can be migrated so far"
     return {
         "env": f"is an LMDB environment that actstore did not write; {only}",
         "env/data.mdb": f"is an LMDB environment that actstore did not write; {only}",
         "file.lmdb": f"is an LMDB environment that actstore did not write; {only}",
-        "log": f"is a JSON log of version `1.0` that actstore did not write; {only}",
-        "other": f"holds no actstore store; {only}",
+        "other": "holds no actstore store and is in none of the formats "
+        + ", ".join(f"`{name}`" for name in actstore.formats.names()),
         "own/data.mdb": f"is a file of a store; give its directory, `{path / 'own'}`",
     }
 
@@ -433,6 +431,17 @@ def test_a_source_of_others_is_called_what_it_is(tmp_path: Path) -> None:
             actstore.migrate(tmp_path / name, tmp_path / "b", target_format="shards")
         assert (caught.value.kind, str(caught.value)) == ("not_a_store", f"`{tmp_path / name}` {what}")
         assert files(tmp_path) == before
+
+
+def test_a_log_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "metadata.json").write_text('{"logger_config": {"version": "1.0"}, "entries": {}}')
+    with pytest.raises(NotFoundError) as caught:
+        actstore.migrate(tmp_path / "log", tmp_path / "b", source_format="shards", target_format="shards")
+    expected = (
+        f"`{tmp_path / 'log'}` is no store, but in the format `actlog-json-v1`; give that, or `auto`, as its format"
+    )
+    assert (caught.value.kind, str(caught.value)) == ("not_a_store", expected)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -12,7 +12,7 @@ LAYERS = (
     ("error", "lock", "shuffle"),
     ("tensor", "hook_point", "pool", "buffers"),
     ("entry",),
-    ("codec", "files"),
+    ("codec", "files", "pickle"),
     ("format", "staging"),
     ("manifest",),
     ("fitting",),
@@ -20,7 +20,7 @@ LAYERS = (
     ("encode",),
     ("committer",),
     ("writer", "reader"),
-    ("batch", "columns", "inspect", "migrate"),
+    ("actlog", "batch", "columns", "inspect", "migrate"),
 )
 """Bottom to top: a module may use those of lower layers, and itself."""
 

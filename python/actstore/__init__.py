@@ -5,12 +5,13 @@
     store = actstore.open("acts")
     store[store.keys()[0]]["resid_post.12"]        # tensor [positions, d]
 
-`capture` turns forwards of a model into entries; `create` and `open` give a `Store` of them; `migrate`
-brings them from one store to another; `demo` is a model small enough for every machine; `errors` has what can go wrong.
+`capture` turns forwards of a model into entries; `create` and `open` give a `Store` of them; `migrate` brings them from
+one store to another, and `formats` from and to the files of older systems; `demo` is a model small enough for every
+machine; `errors` has what can go wrong.
 Importing this imports neither torch nor NumPy.
 """
 
-from actstore import demo, errors, hook_points
+from actstore import demo, errors, formats, hook_points
 from actstore._core import __version__
 from actstore.capture import Recorder, capture
 from actstore.entry import Entry, key_of_ids, key_of_prompt
@@ -36,6 +37,7 @@ __all__ = [
     "create",
     "demo",
     "errors",
+    "formats",
     "hook_points",
     "key_of_ids",
     "key_of_prompt",

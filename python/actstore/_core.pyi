@@ -7,8 +7,11 @@ from typing_extensions import Buffer
 
 __all__ = [
     "FORMAT_VERSION",
+    "ActlogLmdb",
     "Batch",
     "Documents",
+    "LoggedEntry",
+    "LoggedLayer",
     "Ring",
     "Rows",
     "Scan",
@@ -27,6 +30,7 @@ __all__ = [
     "key_of_prompt",
     "migrate",
     "select_positions",
+    "unpickle",
 ]
 
 __version__: str
@@ -56,6 +60,16 @@ def key_of_ids(token_ids: Sequence[int]) -> str:
 
 def select_positions(positions: _PositionsLike, tokens: int, prompt_length: int | None) -> list[int]:
     """Ascending positions that a selection names in a sequence; `unknown_position` where it cannot."""
+
+def unpickle(data: Buffer) -> Any:
+    """What a pickle says, read as data: nothing is run.
+
+    None, bool, int, float, str, bytes, list, tuple and dict, and arrays of torch and NumPy as NumPy arrays of their own
+    memory (bfloat16 as in `actstore.arrays`); numbers of NumPy as Python's, arrays of objects as lists within lists. Of
+    other dtypes an array is an `invalid_tensor`. What is named or made beside these is an `untrusted_input`;
+    `limit_exceeded` is what has integers of more than 64 bits or would grow beyond a few times its size;
+    `unsupported_version` a protocol after 5; `truncated` and `malformed` what is no whole pickle.
+    """
 
 def migrate(
     source: Store,
@@ -182,6 +196,61 @@ class Store:
         """
 
     def close(self) -> None: ...
+
+@final
+class ActlogLmdb:
+    """An LMDB log of document 000, opened for reading without its lock files; nothing is changed or run.
+
+    `not_a_store` where there is none. What reading finds damaged is `malformed` or `truncated`, and what is written to
+    meanwhile `locked`.
+    """
+
+    def __new__(cls, path: str) -> ActlogLmdb: ...
+    def __len__(self) -> int: ...
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+
+    def get(self, key: str) -> LoggedEntry:
+        """Read one entry; `no_such_key`, or an error of `unpickle`."""
+
+    def metadata(self, key: str) -> dict[str, Any] | None:
+        """What the metadata environment has under a key; None where either is missing."""
+
+@final
+class LoggedEntry:
+    """One entry of an `ActlogLmdb`."""
+
+    @property
+    def era(self) -> str:
+        """V0, V1, V2-none, V2-zstd-a, V2-zstd-b, V2-fallback or BytesCompressor."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The entry without its activations, in its order."""
+
+    @property
+    def compression(self) -> dict[str, Any] | None:
+        """What the entry says of its compression; None in V0 and V1."""
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """As `ActlogLmdb.metadata` gives it."""
+
+    @property
+    def layers(self) -> list[LoggedLayer | None] | dict[str, LoggedLayer | None] | None:
+        """Layers by number; by name in V0, where it is `activations`, and V1, where `layer_<i>` is a generation step.
+
+        None for an entry that has none, and for each layer that was not kept.
+        """
+
+@final
+class LoggedLayer(Buffer):
+    """One layer: its bytes in C order, little-endian, through the buffer protocol; read only."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> list[int]: ...
 
 @final
 class Rows(Buffer):

@@ -18,6 +18,7 @@ Each is an `ActstoreError` and the fitting builtin, and carries a stable `kind`,
       CaptureError                      rows_not_tokens, missing_attention_mask, prompt_too_long, unsupported_model,
                                         unsupported_generation
       LimitExceededError                limit_exceeded
+      UntrustedInputError               untrusted_input
 """
 
 from typing import ClassVar
@@ -135,6 +136,12 @@ class LimitExceededError(ActstoreError):
     kinds = ("limit_exceeded",)
 
 
+class UntrustedInputError(ActstoreError):
+    """Data that could only be had by running code that came with it: nothing was run."""
+
+    kinds = ("untrusted_input",)
+
+
 _CLASSES: dict[str, type[ActstoreError]] = {
     kind: cls
     for cls in (
@@ -151,6 +158,7 @@ _CLASSES: dict[str, type[ActstoreError]] = {
         WriterFailedError,
         CaptureError,
         LimitExceededError,
+        UntrustedInputError,
     )
     for kind in cls.kinds
 }

@@ -1,10 +1,14 @@
 """What a store says of itself."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
+from actstore.errors import CorruptError
 from actstore.sizes import format_bytes
+
+_NAMED_KEYS = 3
 
 
 class PointInfo(TypedDict):
@@ -62,13 +66,17 @@ class Difference(TypedDict):
 
 @dataclass(frozen=True)
 class MigrationReport:
-    """What a migration did, or with `dry_run` would do, sizes then being estimates.
+    """What a migration, an import or an export did, or with `dry_run` would do, sizes then being estimates.
 
     Of `entries`, those `migrated` were written and those `skipped` were left out, because the target has them or
     because `on_conflict` is `skip`. `conflicts`: keys that the target had with other content. Of the entries written,
     the frames of those `copied` went over as they are stored; those `encoded` were decoded first. `raw_bytes`: their
     activations in the target before compressing; `stored_bytes`: after; `file_bytes`: all files of the target, of a
     store in memory 0. `verified`: entries found equal afterwards, None where nobody looked; `differences`: the others.
+
+    Of an import or an export, `backend` may be the name of a format. `left_out`: entries, or parts of the source, that
+    could not be read, or that the format cannot hold. `notes`: what else is not as it was. Of an import into a store
+    with `on_conflict="skip"`, conflicts are among the `skipped` and not counted.
     """
 
     source: Path | None
@@ -87,6 +95,22 @@ class MigrationReport:
     verified: int | None = None
     differences: tuple[Difference, ...] = ()
     dry_run: bool = False
+    left_out: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def with_differences(self, compared: int, differences: Sequence[Difference]) -> "MigrationReport":
+        """The report with what comparing `compared` entries found."""
+        return replace(self, verified=compared - len(differences), differences=tuple(differences))
+
+    def raise_differences(self) -> None:
+        """Raise `CorruptError` of kind `checksum`, naming the first entries, where verification found differences."""
+        if self.differences:
+            named = ", ".join(f"`{difference['key']}`" for difference in self.differences[:_NAMED_KEYS])
+            message = (
+                f"{len(self.differences)} of {self.entries} entries differ after migrating, such as {named}: "
+                f"{self.differences[0]['message']}"
+            )
+            raise CorruptError("checksum", message)
 
     @property
     def ratio(self) -> float | None:
@@ -104,6 +128,8 @@ class MigrationReport:
             f"{self.seconds:.1f} s",
             f"{speed}/s",
         ]
+        if self.left_out:
+            parts.insert(1, f"{len(self.left_out):,} left out")
         if self.verified is not None:
             parts.append(f"{self.verified:,} verified")
         return ", ".join(parts)

@@ -69,6 +69,7 @@ class Writer:
         key: str | None = None,
         prompt_length: int | None = None,
         positions: Iterable[int] | Iterable[Sequence[int]] | None = None,
+        created: float | None = None,
     ) -> None:
         """Queue one entry; the arrays are copied before this returns, which waits where the queue is full.
 
@@ -76,7 +77,7 @@ class Writer:
         prompt and response, without padding; `prompt_length`: how many of them are the prompt's. `positions`: the
         position of each row, as ints or as (start, stop) ranges; left out, rows are tied to tokens where every
         activation has as many rows as there are tokens. `metadata`: what JSON can hold. `key`: SHA-256 of the prompt
-        by default, without a prompt that of the token ids.
+        by default, without a prompt that of the token ids. `created`: when it was made, Unix seconds; by default now.
 
         Errors: `InvalidInputError` for what cannot be stored exactly, `KeyConflictError` where the key is stored with
         other content (see `create`), `WriterFailedError` after a failure in the background.
@@ -92,7 +93,7 @@ class Writer:
             "prompt_length": None if prompt_length is None else _prompt_length(prompt_length, ids),
             "positions": position_ranges(positions) if positions is not None else _default_ranges(ids, rows),
             "metadata": _metadata(metadata),
-            "created": time.time(),
+            "created": time.time() if created is None else created,
         }
         self._core.put(dump_json(document), ids, encoded)
 

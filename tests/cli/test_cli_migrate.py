@@ -88,6 +88,8 @@ def test_as_json(run: Run, small_store: Path, tmp_path: Path) -> None:
         "verified": None,
         "differences": [],
         "dry_run": False,
+        "left_out": [],
+        "notes": [],
     }
 
 

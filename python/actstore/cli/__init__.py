@@ -3,6 +3,7 @@
 from actstore.cli import capture as capture
 from actstore.cli import demo as demo
 from actstore.cli import doctor as doctor
+from actstore.cli import exchange as exchange
 from actstore.cli import info as info
 from actstore.cli import migrate as migrate
 from actstore.cli import show as show

@@ -78,7 +78,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"error: {_sentence(error)}", err=True)
             raise typer.Exit(1) from None
 
-    return app.command()(run)
+    # `import` is no name that a function can have.
+    return app.command(function.__name__.rstrip("_"))(run)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

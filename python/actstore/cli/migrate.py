@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from actstore.reports import counted
 from actstore.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from actstore.migration import Migration
     from actstore.reports import MigrationReport
@@ -30,7 +30,9 @@ _UPDATE_INTERVAL_SECONDS = 0.1
 @command
 def migrate(
     context: typer.Context,
-    source_format: Annotated[str, typer.Argument(metavar="SOURCE_FORMAT", help="`auto`, `shards`, `lmdb` or `json`.")],
+    source_format: Annotated[
+        str, typer.Argument(metavar="SOURCE_FORMAT", help="`auto`, `shards`, `lmdb`, `json` or a format.")
+    ],
     target_format: Annotated[str, typer.Argument(metavar="TARGET_FORMAT", help="As SOURCE_FORMAT.")],
     *,
     source: Annotated[Path, typer.Option(help="The store to read.")],
@@ -55,31 +57,35 @@ def migrate(
 ) -> None:
     """Bring entries from one store to another.
 
-    To another backend, codec or dtype, all or a part of them, without loss.
+    To another backend, codec or dtype, all or a part of them, without loss; or from and to the files of older systems,
+    of which `import --help` lists the formats.
 
     Repeat the command to continue an interrupted migration: what the target has is skipped. Exit status 1 where
     `--verify` finds differences.
     """
-    from actstore.migration import Request, opened
+    from actstore.migration import Request, exchange, is_exchange, opened
 
     codings = {"codec": codec, "key_distance": key_distance, "encoding": encoding}
     options = {**codings, "dtype": dtype, "overflow": overflow}
     places = None if points is None else points.split(",")
     keys = None if key is None and keys_from is None else [*(key or []), *_read_keys(keys_from)]
     request = Request(source_format, target_format, options, keys, layers, places, on_conflict)
+    if is_exchange(source, source_format, target_format):
+        with followed_phases(shown=context.obj.progress) as phases:
+            report = exchange(source, target, request, verify=verify, dry_run=dry_run, progress=phases)
+        print_report(report, target, report_format)
+        return
     with opened(source, target, request, dry_run=dry_run) as migration:
         if dry_run:
             report = migration.estimate()
-            _print(report, target, report_format)
+            print_report(report, target, report_format)
             if report.conflicts and on_conflict == "error":
                 typer.echo(
                     "warning: the first conflict will end the migration; `--on-conflict` has other rules", err=True
                 )
             return
         report = _run(migration, verify=verify, shown=context.obj.progress)
-    _print(report, target, report_format)
-    if report.differences:
-        raise typer.Exit(1)
+    print_report(report, target, report_format)
 
 
 def _read_keys(path: Path | None) -> list[str]:
@@ -129,15 +135,47 @@ class _Follower:
             self.bar.update(done, f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s")
 
 
-def _print(report: MigrationReport, target: Path, report_format: str) -> None:
+@contextmanager
+def followed_phases(*, shown: bool) -> Generator[Callable[[int, int, int], None]]:
+    """Shows how far work is whose length it says itself, and its verification; Ctrl-C as in a migration."""
+    with ExitStack() as stack:
+        followers: list[_Follower] = []
+
+        def step(done: int, total: int, raw_bytes: int) -> None:
+            if not followers or done < followers[-1].done:
+                # The end of one phase ends what shows it.
+                stack.close()
+                unit = "verified" if followers else "entries"
+                followers.append(stack.enter_context(_followed(total, unit, shown=shown)))
+            followers[-1](done, total, raw_bytes)
+
+        yield step
+
+
+def print_report(report: MigrationReport, target: Path, report_format: str) -> None:
+    """Print what was done; exit status 1 where entries differ or were left out."""
     if report_format == "json":
         print_json({**_plain(asdict(report)), "target": str(target)})
-        return
-    if report.dry_run:
+    elif report.dry_run:
         print_fields(_estimated(report, target))
-        return
+        _print_remarks(report)
+    else:
+        _print_text(report, target)
+    if report.differences or report.left_out:
+        raise typer.Exit(1)
+
+
+def _print_remarks(report: MigrationReport) -> None:
+    for damage in report.left_out:
+        typer.echo(f"left out: {damage['message']}")
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+
+
+def _print_text(report: MigrationReport, target: Path) -> None:
     for difference in report.differences:
         typer.echo(f"differs: {difference['message']}")
+    _print_remarks(report)
     typer.echo(str(report))
     if report.conflicts:
         typer.echo(f"{counted(report.conflicts, 'key was', 'keys were')} there with other content")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.arrays import dtype_name
-from actstore.errors import CorruptError, InvalidInputError
+from actstore.errors import InvalidInputError
+from actstore.migration.exchange import exchange, is_exchange
 from actstore.migration.run import Migration, Request, opened
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from actstore.reports import MigrationReport
     from actstore.store import Store
 
-__all__ = ["Migration", "Request", "migrate", "opened", "raise_differences"]
-
-_NAMED_KEYS = 3
+__all__ = ["Migration", "Request", "exchange", "is_exchange", "migrate", "opened"]
 
 
 def migrate(
@@ -49,9 +48,10 @@ def migrate(
     the same codec and nothing is converted or left out, else decoded and encoded; about 1 GiB is held, or the `memory`
     of an open target, and one entry more.
 
-    The formats are `shards`, `lmdb` and `json`, or `auto` for what is found. A target that does not exist needs one,
-    and is created with `codec`, `key_distance`, `encoding`, `dtype` and `overflow` as for `create`; left out, they are
-    those of the source where the backend has them. One that exists must have what is given.
+    The formats are `shards`, `lmdb` and `json`, or `auto` for what is found, and those of older systems,
+    `formats.names()`: see `formats.import_store` and `formats.export_store` for what they can. A target that does not
+    exist needs one, and is created with `codec`, `key_distance`, `encoding`, `dtype` and `overflow` as for `create`;
+    left out, they are those of the source where the backend has them. One that exists must have what is given.
 
     `keys`: these entries, in this order. `points`: these hook points of each entry, in any spelling; one without a
     layer, such as `resid_post`, at each of `layers`, and left out every point at `layers`. `on_conflict`: what becomes
@@ -75,22 +75,13 @@ def migrate(
         "overflow": overflow,
     }
     request = Request(source_format, target_format, options, keys, layers, points, on_conflict)
+    if is_exchange(source, source_format, target_format):
+        return exchange(source, target, request, verify=verify, dry_run=dry_run, progress=progress)
     with opened(source, target, request, dry_run=dry_run) as migration:
         if dry_run:
             return migration.estimate()
         report = migration.copy(progress)
         if verify:
             report = migration.verify(report, progress)
-    raise_differences(report)
+    report.raise_differences()
     return report
-
-
-def raise_differences(report: MigrationReport) -> None:
-    """Raise `CorruptError` of kind `checksum`, naming the first entries, where verification found differences."""
-    if report.differences:
-        named = ", ".join(f"`{difference['key']}`" for difference in report.differences[:_NAMED_KEYS])
-        message = (
-            f"{len(report.differences)} of {report.entries} entries differ after migrating, such as {named}: "
-            f"{report.differences[0]['message']}"
-        )
-        raise CorruptError("checksum", message)

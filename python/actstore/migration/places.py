@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from actstore import _core
 from actstore import store as stores
 from actstore.errors import InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.formats import names
+from actstore.formats.place import place_in, refuse_inside
 from actstore.migration.strangers import found_instead_of_a_store, refuse_taken
 from actstore.options import open_existing, require
 from actstore.store import Store
@@ -95,21 +97,12 @@ def _existing(store: Store, named: str | None, options: Mapping[str, Any]) -> Ta
 def refuse_same(source: Store, target: Place) -> None:
     """Refuse a target that is the source, before it is opened a second time, or that would be written into it."""
     path = target.path if isinstance(target, Store) else _path("target", target)
-    below = _below(source.path, path)
+    below = place_in(source.path, path)
     if target is source or below == Path():
         place = "in memory" if source.path is None else f"`{source.path}`"
         message = f"source and target are the same store, {place}; give another target"
         raise InvalidInputError("invalid_option", message)
-    if below is not None:
-        message = f"target `{path}` lies in the source `{source.path}`, which is never changed; give a place outside"
-        raise InvalidInputError("invalid_option", message)
-
-
-def _below(root: Path | None, path: Path | None) -> Path | None:
-    """Where `path` is in `root`, links followed; None where it is elsewhere."""
-    if root is None or path is None or not path.resolve().is_relative_to(root.resolve()):
-        return None
-    return path.resolve().relative_to(root.resolve())
+    refuse_inside(source.path, path)
 
 
 def _format(option: str, value: str | None, place: Place) -> str | None:
@@ -117,7 +110,8 @@ def _format(option: str, value: str | None, place: Place) -> str | None:
     if value is None or value == _AUTO:
         return None
     if value not in _core.backends():
-        message = f"unknown `{option}` `{value}`; one of `{_AUTO}`, {_on_disk()}"
+        known = ", ".join(f"`{name}`" for name in names())
+        message = f"unknown `{option}` `{value}`; one of `{_AUTO}`, {_on_disk()}, {known}"
         raise InvalidInputError("invalid_option", message)
     if value == MEMORY and not isinstance(place, Store):
         message = f"`{option}` is `{MEMORY}`, a store without a path; pass it open, from `actstore.create`"

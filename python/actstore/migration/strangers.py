@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from actstore.errors import AlreadyExistsError
+from actstore.formats import format_of, names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +16,9 @@ _LMDB_MAGIC = (0xBEEFC0DE).to_bytes(4, "little")
 _LMDB_MAGIC_OFFSETS = (16, 24)
 """In the formats 0.9 and 1.0."""
 _LMDB_DATA = "data.mdb"
-_LOG_INDEX = "metadata.json"
 _OWN_FILES_AND = ("shards", "logs", "activations")
 """With names that begin with `actstore`, all that the top of a store may have when its creation was interrupted."""
-_ONLY_OURS = "only actstore's own stores can be migrated so far"
+_NOT_YET = "of LMDB only actstore's own stores can be migrated so far"
 
 
 def found_instead_of_a_store(path: Path) -> str:
@@ -29,10 +28,10 @@ def found_instead_of_a_store(path: Path) -> str:
     if path.is_file() and (path.parent / "actstore.lock").is_file():
         return f"is a file of a store; give its directory, `{path.parent}`"
     if _is_lmdb(path) or _is_lmdb(path / _LMDB_DATA):
-        return f"is an LMDB environment that actstore did not write; {_ONLY_OURS}"
-    if (version := _log_version(path / _LOG_INDEX)) is not None:
-        return f"is a JSON log of version `{version}` that actstore did not write; {_ONLY_OURS}"
-    return f"holds no actstore store; {_ONLY_OURS}"
+        return f"is an LMDB environment that actstore did not write; {_NOT_YET}"
+    if (format := format_of(path)) is not None:
+        return f"is no store, but in the format `{format.name}`; give that, or `auto`, as its format"
+    return f"holds no actstore store and is in none of the formats {', '.join(f'`{name}`' for name in names())}"
 
 
 def _is_lmdb(path: Path) -> bool:
@@ -41,16 +40,6 @@ def _is_lmdb(path: Path) -> bool:
     with path.open("rb") as file:
         begin = file.read(32)
     return any(begin[offset : offset + 4] == _LMDB_MAGIC for offset in _LMDB_MAGIC_OFFSETS)
-
-
-def _log_version(path: Path) -> object:
-    """What an older logger's `metadata.json` gives as its version; None for other files."""
-    try:
-        index: object = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    config = cast("dict[str, object]", index).get("logger_config") if isinstance(index, dict) else None
-    return cast("dict[str, object]", config).get("version", "unknown") if isinstance(config, dict) else None
 
 
 def refuse_taken(path: Path) -> None:

@@ -56,6 +56,7 @@ kinds! {
     ForkedHandle = "forked_handle", "A handle used in a forked child that is of use to its parent only: a writing one, or one in use at the fork.";
     WriterFailed = "writer_failed", "An earlier background failure ended the writer.";
     LimitExceeded = "limit_exceeded", "Larger than a limit allows.";
+    UntrustedInput = "untrusted_input", "Data that could only be had by running code that came with it.";
 }
 
 impl Kind {

@@ -6,6 +6,7 @@
 //!
 //! This crate knows bytes and files. It knows no Python, no torch and no model.
 
+pub mod actlog;
 pub mod batch;
 pub mod buffers;
 pub mod codec;
@@ -22,6 +23,7 @@ pub mod inspect;
 mod lock;
 pub mod manifest;
 pub mod migrate;
+pub mod pickle;
 pub mod pool;
 pub mod reader;
 mod shuffle;

@@ -1,4 +1,5 @@
 //! Writes real frames and simple rows into the corpus, as what fuzzing begins with: `cargo run --example seeds`.
+//! Those of `pickle_decode` come from picklers: `python tests/pickles.py rust/fuzz/corpus/pickle_decode`.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,10 @@
-//! What the fuzz targets do with their bytes: cut them into arguments of a codec, and check what the codec promises.
+//! What the fuzz targets do with their bytes: cut them into arguments of a codec, and check what the codec promises; read
+//! them as a pickle.
 //!
 //! This is not in the targets so that tests can run the kept corpus without libFuzzer.
+
+#[path = "pickle.rs"]
+mod pickle;
 
 use std::iter;
 use std::ops::Range;
@@ -8,15 +12,18 @@ use std::ops::Range;
 use actstore::codec::{self, Codec, Coded, Encoding, Kernel, Model, Rows, decode_with};
 use actstore::tensor::Dtype;
 
+pub use self::pickle::pickle_decode;
+
 /// A target by its name; it says whether anything was decoded.
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("planes_decode", planes_decode),
     ("archive_decode", archive_decode),
     ("planes_round_trip", planes_round_trip),
     ("archive_round_trip", archive_round_trip),
+    ("pickle_decode", pickle_decode),
 ];
 
 /// Most bytes of a frame, decoded.

@@ -4,14 +4,20 @@ use std::os::raw::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use actstore::actlog::LoggedEntry;
 use actstore::buffers::Buffer;
 use actstore::error::{Error, Kind};
+use actstore::pickle::Array;
 use actstore::staging::Slot;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 
 use crate::errors::Outcome;
+
+/// What the interpreter is told of memory.
+const WRITABLE: c_int = 0;
+const READ_ONLY: c_int = 1;
 
 fn not_contiguous(what: &str) -> Error {
     Error::new(Kind::InvalidTensor, format!("{what} must be a contiguous buffer of bytes"))
@@ -59,7 +65,7 @@ impl PySlot {
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let slot = &slf.get().slot;
         // SAFETY: `view` comes from the interpreter; the slot lives as long as `slf`.
-        unsafe { fill(slf.as_any(), view, flags, slot.as_ptr(), slot.len()) }
+        unsafe { fill(slf.as_any(), view, flags, (slot.as_ptr(), slot.len()), WRITABLE) }
     }
 }
 
@@ -87,25 +93,67 @@ impl PyRows {
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let Self { start, rows } = slf.get();
         // SAFETY: `view` comes from the interpreter; the rows live as long as `slf`, and nothing here looks at them again.
-        unsafe { fill(slf.as_any(), view, flags, start.load(Ordering::Relaxed), rows.len()) }
+        unsafe { fill(slf.as_any(), view, flags, (start.load(Ordering::Relaxed), rows.len()), WRITABLE) }
     }
 }
 
-/// Has `view` show `length` bytes at `start`, for writing too, and keep `owner` alive.
+/// One layer of an entry of an old log, as a buffer of bytes that cannot be written.
+#[pyclass(name = "LoggedLayer", module = "actstore._core", frozen)]
+pub(crate) struct PyLoggedLayer {
+    entry: Arc<LoggedEntry>,
+    index: usize,
+}
+
+impl PyLoggedLayer {
+    /// The layer of that number, if the entry has it.
+    pub(crate) fn of(entry: &Arc<LoggedEntry>, index: usize) -> Option<Self> {
+        let layer = Self { entry: entry.clone(), index };
+        layer.array().is_some().then_some(layer)
+    }
+
+    fn array(&self) -> Option<&Array> {
+        self.entry.layers.as_ref()?.arrays.get(self.index)?.as_ref()
+    }
+}
+
+#[pymethods]
+impl PyLoggedLayer {
+    #[getter]
+    fn dtype(&self) -> Option<&'static str> {
+        self.array().map(|array| array.layout.dtype().name())
+    }
+
+    #[getter]
+    fn shape(&self) -> Option<Vec<u64>> {
+        self.array().map(|array| array.layout.shape().to_vec())
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let layer = slf.get();
+        let bytes = layer.array().map(|array| array.bytes.of(layer.entry.input())).unwrap_or_default();
+        // SAFETY: `view` comes from the interpreter, which is told that the memory is not for writing; it lives as long as
+        // `slf`.
+        unsafe { fill(slf.as_any(), view, flags, (bytes.as_ptr().cast_mut(), bytes.len()), READ_ONLY) }
+    }
+}
+
+/// Has `view` show memory, its start and length, and keep `owner` alive.
 ///
 /// # Safety
 ///
-/// `view` is one that the interpreter wants filled, and the memory lives as long as `owner`.
+/// `view` is one that the interpreter wants filled, and the memory lives as long as `owner`; it may be written to, unless
+/// `read_only`.
 #[allow(unsafe_code)]
 unsafe fn fill(
     owner: &Bound<'_, PyAny>,
     view: *mut pyo3::ffi::Py_buffer,
     flags: c_int,
-    start: *mut u8,
-    length: usize,
+    (start, length): (*mut u8, usize),
+    read_only: c_int,
 ) -> PyResult<()> {
     let length = isize::try_from(length).map_err(|_| PyBufferError::new_err("the memory is too large"))?;
     // SAFETY: as this function's own.
-    let filled = unsafe { pyo3::ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast(), length, 0, flags) };
+    let filled = unsafe { pyo3::ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast(), length, read_only, flags) };
     if filled == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
 }

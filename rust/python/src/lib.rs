@@ -1,11 +1,13 @@
 //! The extension module `actstore._core`: conversion between Python and the core. A list; no logic.
 #![allow(missing_docs, reason = "documented in _core.pyi, where its users read")]
 
+mod actlog;
 mod arrow;
 mod buffer;
 mod documents;
 mod errors;
 mod migrate;
+mod pickle;
 mod progress;
 mod report;
 mod staging;
@@ -20,11 +22,15 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use crate::buffer::{PyRows, PySlot};
+    use crate::actlog::{PyActlogLmdb, PyLoggedEntry};
+    #[pymodule_export]
+    use crate::buffer::{PyLoggedLayer, PyRows, PySlot};
     #[pymodule_export]
     use crate::documents::PyDocuments;
     #[pymodule_export]
     use crate::migrate::{compare, migrate};
+    #[pymodule_export]
+    use crate::pickle::unpickle;
     #[pymodule_export]
     use crate::staging::PyRing;
     #[pymodule_export]

@@ -5,6 +5,7 @@ mod batch;
 mod descriptors;
 mod environment;
 mod failure;
+mod foreign;
 mod opening;
 mod stored;
 mod tables;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 
 use self::batch::Batch;
+pub use self::foreign::ForeignLmdb;
 use self::opening::{create, open, recognises};
 use self::stored::{LmdbEntry, Shared};
 use super::root::bytes_of_files;

@@ -2,6 +2,7 @@
 //! process. Here nothing is trusted, and a file that passes [`DataFile::walk`] holds nothing that LMDB trips over. The
 //! file must not be written meanwhile.
 
+pub(super) mod keys;
 mod meta;
 mod page;
 
@@ -45,6 +46,22 @@ impl DataFile {
     /// Number of the last commit.
     pub(super) fn txnid(&self) -> u64 {
         self.meta.txnid
+    }
+
+    /// How many entries the database without a name has.
+    pub(super) fn entries(&self) -> u64 {
+        self.meta.main.counts.entries
+    }
+
+    /// Says whether what was read so far is that of one commit. Pages of the last one are not used again before the next
+    /// one ends.
+    pub(super) fn check_unwritten(&self) -> Result<()> {
+        if Meta::newest(&self.file)?.txnid == self.meta.txnid {
+            return Ok(());
+        }
+        let message =
+            format!("`{}` was written to while it was read; let its writer finish, then try again", self.shown());
+        Err(Error::new(Kind::Locked, message))
     }
 
     /// Checks every page of every tree, so that LMDB can read the file; if `thorough` also all that only its writing

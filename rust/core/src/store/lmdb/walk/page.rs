@@ -71,6 +71,7 @@ pub(super) struct Node {
 /// A branch or leaf page whose nodes lie within it, side by side, in the order of their keys.
 #[derive(Debug)]
 pub(super) struct Page {
+    pub(super) number: u64,
     bytes: Vec<u8>,
     pub(super) leaf: bool,
     pub(super) nodes: Vec<Node>,
@@ -91,7 +92,7 @@ impl Page {
         if flags != BRANCH && flags != LEAF {
             return Err(malformed(format!("has the flags `{flags:#06x}`, which no page of a tree has")));
         }
-        let mut page = Self { bytes, leaf: flags == LEAF, nodes: Vec::new() };
+        let mut page = Self { number, bytes, leaf: flags == LEAF, nodes: Vec::new() };
         page.nodes = page.parse_nodes(role)?;
         page.check_order(role)?;
         Ok(page)

@@ -1,0 +1,163 @@
+"""From a store to a tree of an older system."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from actstore import arrays
+from actstore import store as stores
+from actstore.errors import ActstoreError, InvalidInputError
+from actstore.formats.place import place_in, refuse_inside
+from actstore.formats.record import Export
+from actstore.formats.table import find
+from actstore.formats.widening import entry_bytes, widen
+from actstore.reports import MigrationReport
+from actstore.store import Store
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable
+
+    from actstore.entry import Entry
+    from actstore.formats.record import Format, Imported
+    from actstore.reports import Difference
+
+    Step = Callable[[int, int, int], object]
+
+__all__ = ["export_store"]
+
+
+def export_store(
+    source: Store | str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    target_format: str,
+    *,
+    keys: Iterable[str] | None = None,
+    layers: int | None = None,
+    shard_size: int = 512,
+    overwrite: bool = False,
+    verify: bool = False,
+    dry_run: bool = False,
+    progress: Step | None = None,
+) -> MigrationReport:
+    """Write the entries of a store, all or those of `keys` in their order, as another system would have.
+
+    `target_format`: a name of `formats.names()`. `layers`: how many the model has, for formats that count hidden states
+    and stores that do not say. `shard_size`: rows a file, for `pt-shards`. What the format cannot hold of an entry is
+    said in `notes` of the report; an entry that it cannot hold at all is left out and listed in `left_out`.
+
+    The tree appears in its place, replacing an earlier one with `overwrite`, when it is complete and synced; until then
+    it is `<target>.partial`, and repeating an interrupted export goes on there. `verify` reads the tree again and holds
+    its values against the store's. `dry_run` writes nothing and counts entries and bytes. `progress(done, total,
+    raw_bytes)` counts entries, for `verify` from zero again, and may raise to stop.
+
+    Errors: `AlreadyExistsError`, `InvalidInputError` (`invalid_option`, `unsafe_path`, `unknown_layer`, and
+    `invalid_tensor` for activations that the format has no place for), `NotFoundError`, `CorruptError`.
+    """
+    format, place = find(target_format), Path(target)
+    for name, number in (("layers", layers), ("shard_size", shard_size)):
+        if number is not None and (isinstance(number, bool) or not isinstance(cast("Any", number), int) or number < 1):
+            raise InvalidInputError("invalid_option", f"`{name}` is `{number!r}`; give a number from 1")
+    with ExitStack() as stack:
+        store = source if isinstance(source, Store) else stack.enter_context(stores.open(source))
+        refuse_inside(store.path, place)
+        if overwrite and place_in(place, store.path) is not None:
+            message = f"the source `{store.path}` lies in the target `{place}`, which would be replaced; choose another"
+            raise InvalidInputError("invalid_option", message)
+        chosen = store.keys() if keys is None else list(dict.fromkeys([keys] if isinstance(keys, str) else keys))
+        export = Export(store, chosen, format.name, place, layers, shard_size, overwrite, progress)
+        report = _planned(export, format) if dry_run else _written(export, format)
+        if verify and not dry_run:
+            report = _verified(report, export, format)
+    report.raise_differences()
+    return report
+
+
+def _written(export: Export, format: Format) -> MigrationReport:
+    started = time.monotonic()
+    format.write(export)
+    return _report(export, format, started, _size(export.target))
+
+
+def _planned(export: Export, format: Format) -> MigrationReport:
+    started = time.monotonic()
+    for key in export.keys:
+        entry = export.store[key]
+        export.wrote(key, sum(entry_bytes(entry, point) for point in entry.points))
+    return replace(_report(export, format, started, export.raw_bytes), dry_run=True)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _report(export: Export, format: Format, started: float, size: int) -> MigrationReport:
+    return MigrationReport(
+        source=export.store.path,
+        target=export.target,
+        backend=format.name,
+        entries=len(export.keys),
+        migrated=len(export.written),
+        skipped=0,
+        conflicts=0,
+        copied=0,
+        encoded=len(export.written),
+        raw_bytes=export.raw_bytes,
+        stored_bytes=size,
+        file_bytes=size,
+        seconds=time.monotonic() - started,
+        left_out=tuple(export.left_out),
+        notes=tuple(f"{sentence} ({count:,} x)" for sentence, count in export.notes.items()),
+    )
+
+
+def _verified(report: MigrationReport, export: Export, format: Format) -> MigrationReport:
+    """Read what was written and compare it, value by value, with the store."""
+    source, total = format.read(export.target), len(export.written)
+    differences: list[Difference] = []
+    for done, (key, pending) in enumerate(zip(export.written, source.entries, strict=False), 1):
+        found = _difference(export.store[key], pending.load)
+        if found is not None:
+            differences.append({"key": key, "message": found})
+        if export.progress is not None:
+            export.progress(done, total, 0)
+    if source.total != total:
+        message = f"`{export.target}` has {source.total:,} entries, not {total:,}"
+        differences.append({"key": "", "message": message})
+    return report.with_differences(total, differences)
+
+
+def _difference(entry: Entry, load: Callable[[], Imported]) -> str | None:
+    try:
+        read = load()
+    except ActstoreError as error:
+        return error.message
+    for name in ("prompt", "response"):
+        if getattr(read, name) not in (None, getattr(entry, name)):
+            return f"`{name}` of entry `{entry.key}` is another"
+    for point, values in read.activations.items():
+        if point not in entry or not _same(entry, point, values):
+            return f"`{point}` of entry `{entry.key}` has other values"
+    return None
+
+
+def _same(entry: Entry, point: str, values: Any) -> bool:
+    """Whether every value is the same as the stored one, in a dtype that holds both; any NaN is a NaN."""
+    dtype, shape, data = arrays.encode(point, values)
+    stored = entry.numpy(point)
+    if shape != list(stored.shape) and stored.shape[0] != shape[0]:
+        stored = entry.numpy(point, "last")
+    if dtype == entry.dtype(point) and bytes(data) == stored.tobytes():
+        return True
+    wide, read = widen(stored, entry.dtype(point)), widen(np.frombuffer(data, arrays.numpy_dtype(dtype)), dtype)
+    if wide.size != read.size:
+        return False
+    wide, read = wide.reshape(-1).astype(np.float64), read.astype(np.float64)
+    both = np.isnan(wide) & np.isnan(read)
+    return bool(np.array_equal(wide[~both].view(np.uint64), read[~both].view(np.uint64)))

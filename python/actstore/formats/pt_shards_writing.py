@@ -1,0 +1,157 @@
+"""Writing document 002's tree, so that its own loader runs on it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from actstore.errors import InvalidInputError
+from actstore.formats.as_text import as_values
+from actstore.formats.record import CONVENTIONS, conventions_of
+from actstore.formats.tree import Tree, file_name
+from actstore.formats.widening import entry_bytes
+from actstore.hook_points import canonical, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from actstore.entry import Entry
+    from actstore.formats.record import Export
+
+__all__ = ["write"]
+
+
+class _Place(NamedTuple):
+    """Which split an entry belongs to."""
+
+    model: str
+    dataset: str
+    split: str
+
+    @property
+    def path(self) -> str:
+        """Where the split lies in the tree."""
+        return "/".join(file_name(name) for name in (self.model.replace("/", "_"), self.dataset, self.split))
+
+
+def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
+    """Write the `resid_post` of the last token of every entry, a tree for each model, data set and split.
+
+    The rows of a split are in the order of `row`, where every entry has one, else in that of the store; each shard has
+    `shard_size` of them exactly, the last what is left.
+    Errors: `invalid_metadata` where an entry does not say its split, `invalid_tensor` where entries differ.
+    """
+    groups: defaultdict[_Place, list[str]] = defaultdict(list)
+    for key in export.keys:
+        groups[_place(export.store[key])].append(key)
+    paths = {place.path: place for place in groups}
+    if len(paths) != len(groups):
+        raise InvalidInputError("invalid_metadata", "two models have the same directory; export them to two places")
+    # Everything is checked before anything is written.
+    checked = [(path, paths[path], *_checked(export, groups[paths[path]])) for path in sorted(paths, key=_parts)]
+    trees = [Tree(export.target / path, export.identity, replaces) for path, *_ in checked]
+    for tree, (_, place, keys, layers) in zip(trees, checked, strict=True):
+        with tree:
+            _write_split(export, tree, place, keys, layers)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/"))
+
+
+def _place(entry: Entry) -> _Place:
+    metadata = entry.metadata
+    names = [metadata.get(name) for name in _Place._fields]
+    for field, name in zip(_Place._fields, names, strict=True):
+        if not isinstance(name, str) or not name:
+            message = (
+                f"entry `{entry.key}` has the `{field}` `{name}` in its metadata; `pt-shards` needs `model`, `dataset` "
+                "and `split`, which `capture` records with `--dataset` and `--split`"
+            )
+            raise InvalidInputError("invalid_metadata", message)
+    return _Place(*(str(name) for name in names))
+
+
+def _checked(export: Export, keys: list[str]) -> tuple[list[str], list[int]]:
+    """The keys in the order of their rows, and the layers that every entry has alike."""
+    numbers: list[Any] = [export.store[key].metadata.get("row") for key in keys]
+    if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        keys = [key for _, key in sorted(zip(numbers, keys, strict=True))]
+        if sorted(numbers) != list(range(len(keys))):
+            export.note("rows are missing or named twice, so row i of one split is not row i of the other")
+    first = _layout(export.store[keys[0]])
+    for key in keys:
+        entry = export.store[key]
+        if _layout(entry) != first:
+            message = f"entry `{key}` has other layers, dtypes or widths than `{keys[0]}`; a shard holds one of each"
+            raise InvalidInputError("invalid_tensor", message)
+        for point in entry.points:
+            if parse(point)[0] != "resid_post":
+                export.note(f"`{point}` is left out, the format has residual streams alone")
+    if not first:
+        raise InvalidInputError(
+            "invalid_tensor", f"entry `{keys[0]}` has no `resid_post`, which `pt-shards` is made of"
+        )
+    return keys, list(first)
+
+
+def _layout(entry: Entry) -> dict[int, tuple[str, int]]:
+    """dtype and width of the residual stream at each layer."""
+    layout: dict[int, tuple[str, int]] = {}
+    for kind, layer in map(parse, entry.points):
+        if kind == "resid_post" and layer is not None:
+            point = canonical((kind, layer))
+            shape = entry.shape(point)
+            if len(shape) != 2 or not shape[0]:
+                message = f"`{point}` of entry `{entry.key}` has the shape {list(shape)}, not `[positions, d]`"
+                raise InvalidInputError("invalid_tensor", message)
+            layout[layer] = (entry.dtype(point), shape[1])
+    return layout
+
+
+def _write_split(export: Export, tree: Tree, place: _Place, keys: list[str], layers: list[int]) -> None:
+    settings = _settings(export, place, keys, layers)
+    tree.put("metadata.json", lambda: json.dumps(settings, indent=2).encode())
+    remaining, number = iter(keys), 0
+    while chunk := list(islice(remaining, export.shard_size)):
+        for layer in layers:
+            with tree.file(f"layer_{layer:02d}/shard_{number:03d}.pt") as path:
+                if path is not None:
+                    _save(export, chunk, canonical(("resid_post", layer)), path)
+        number += 1
+        for key in chunk:
+            entry = export.store[key]
+            points = [canonical(("resid_post", layer)) for layer in layers]
+            export.wrote(key, sum(entry_bytes(entry, point) // entry.shape(point)[0] for point in points))
+
+
+def _save(export: Export, keys: list[str], point: str, path: Path) -> None:
+    """Save a tensor of memory of its own: a view would bring all of what it views."""
+    import torch
+
+    one_each = all(export.store[key].shape(point)[0] == 1 for key in keys)
+    rows = export.store.scan(point, "all" if one_each else "last", keys=keys)
+    torch.save(torch.cat([torch.as_tensor(row) for _, row in rows]), path)
+
+
+def _settings(export: Export, place: _Place, keys: list[str], layers: list[int]) -> dict[str, Any]:
+    entry = export.store[keys[0]]
+    known = conventions_of(entry.metadata)
+    said: Any = as_values({CONVENTIONS: known}, known.get("as_text"))[CONVENTIONS].get("settings")
+    had = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
+    counted = len(layers) if layers == list(range(len(layers))) else None
+    fields = {
+        "model_name": place.model,
+        "dataset_name": place.dataset,
+        "load_in_4bit": had.get("load_in_4bit", False),
+        "split": place.split,
+        "total_examples": len(keys),
+        "shard_size": export.shard_size,
+        "batch_size": had.get("batch_size", 1),
+        "hidden_dim": entry.shape(canonical(("resid_post", layers[0])))[1],
+        "num_layers": export.layers or had.get("num_layers", counted),
+    }
+    return fields | {name: value for name, value in had.items() if name not in fields}

@@ -1,0 +1,141 @@
+"""What a format is, what it gives on the way in, and what it gets on the way out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from actstore.reports import Damage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from actstore.arrays import Array
+    from actstore.errors import ActstoreError
+    from actstore.store import Store
+
+__all__ = ["CONVENTIONS", "Export", "Format", "Imported", "Pending", "Source", "conventions", "conventions_of"]
+
+CONVENTIONS = "imported_from"
+"""The field of an entry's metadata that says what it was imported from, and by which conventions that counts."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One entry as a store takes it: the arguments of `Writer.put`, activations by the stored names of their points."""
+
+    key: str
+    activations: Mapping[str, Array]
+    metadata: Mapping[str, Any]
+    prompt: str | None = None
+    response: str | None = None
+    token_ids: Sequence[int] | None = None
+    prompt_length: int | None = None
+    positions: Sequence[tuple[int, int]] | None = None
+    created: float | None = None
+
+
+class Pending(NamedTuple):
+    """An entry that a source lists; `load` reads it, or raises the `ActstoreError` that says what is wrong with it."""
+
+    key: str
+    load: Callable[[], Imported]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What lies in a tree: how many entries, each key once, in their order; `notes` say what was passed over and why.
+
+    `entries` can be gone through once; nothing of an activation is read before its entry is loaded.
+    """
+
+    total: int
+    entries: Iterable[Pending]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Export:
+    """What the format of that name writes and where, and what it says about it.
+
+    `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
+    export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
+    again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out.
+    """
+
+    store: Store
+    keys: list[str]
+    format: str
+    target: Path
+    layers: int | None
+    shard_size: int
+    overwrite: bool
+    progress: Callable[[int, int, int], object] | None = None
+    raw_bytes: int = 0
+    written: list[str] = field(default_factory=list[str])
+    notes: dict[str, int] = field(default_factory=dict[str, int])
+    left_out: list[Damage] = field(default_factory=list[Damage])
+
+    @property
+    def identity(self) -> str:
+        """Digest of what is exported and how: of equal ones the files are equal."""
+        digest = hashlib.sha256(json.dumps([self.format, self.layers, self.shard_size]).encode())
+        for key in self.keys:
+            digest.update(json.dumps([key, self.store[key].content_id]).encode())
+        return digest.hexdigest()
+
+    def wrote(self, key: str, raw_bytes: int) -> None:
+        """Count an entry and show it."""
+        self.written.append(key)
+        self.raw_bytes += raw_bytes
+        self._show()
+
+    def leave_out(self, key: str, error: ActstoreError) -> None:
+        """Count an entry that the format cannot hold, for the reason in `error`."""
+        self.left_out.append(Damage(kind=error.kind, message=error.message, key=key))
+        self._show()
+
+    def _show(self) -> None:
+        if self.progress is not None:
+            self.progress(len(self.written) + len(self.left_out), len(self.keys), self.raw_bytes)
+
+    def note(self, sentence: str) -> None:
+        """Say once, with a count, what entries lose in this format."""
+        self.notes[sentence] = self.notes.get(sentence, 0) + 1
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout for exchange. `recognises` looks at the content of a path; `read` opens nothing for writing."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Source]
+    write: Callable[[Export], None]
+
+
+def conventions_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What `conventions` gave the entry with this metadata; nothing where it was not imported."""
+    known = metadata.get(CONVENTIONS)
+    return cast("dict[str, Any]", known) if isinstance(known, dict) else {}
+
+
+def conventions(
+    format: str, *, layer_counting: str, padding_side: str | None, dtypes: Iterable[str], **more: Any
+) -> dict[str, Any]:
+    """The value of `imported_from`.
+
+    `layer_counting`: `hidden_states` where 0 is the embedding and the last is after the final norm, `blocks` where i is
+    the output of block i. Every system that actstore replaces kept the state *at* a token.
+    """
+    return {
+        "format": format,
+        "layer_counting": layer_counting,
+        "token_convention": "at",
+        "padding_side": padding_side,
+        "dtypes": sorted(set(dtypes)),
+        **more,
+    }

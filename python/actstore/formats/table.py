@@ -1,0 +1,83 @@
+"""The formats there are: a line each. A format's module, and the libraries it needs, are imported when it is used."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from actstore.errors import InvalidInputError, NotFoundError
+from actstore.formats.tree import is_partial
+
+if TYPE_CHECKING:
+    import os
+
+    from actstore.formats.record import Format
+
+__all__ = ["AUTO", "find", "format_of", "names", "source_path"]
+
+AUTO = "auto"
+_OWN_LOCK = "actstore.lock"
+"""A store of our own has it, and may have too many files to look through."""
+
+_TABLE = {
+    "actlog-json-v1": "actstore.formats.actlog_json:V1",
+    "actlog-json-v2": "actstore.formats.actlog_json:V2",
+    "actlog-json-v3": "actstore.formats.actlog_json:V3",
+    "npy-layers": "actstore.formats.npy_layers:NPY_LAYERS",
+    "pt-shards": "actstore.formats.pt_shards:PT_SHARDS",
+}
+_FAMILIES = {"json": "actlog-json-"}
+"""Backends whose name, of a source, also stands for formats of older systems."""
+
+
+def names() -> list[str]:
+    """The names of the formats."""
+    return list(_TABLE)
+
+
+@cache
+def find(name: str) -> Format:
+    """The format of a name. Errors: `invalid_option`."""
+    if name not in _TABLE:
+        message = f"unknown format `{name}`; one of {', '.join(f'`{known}`' for known in _TABLE)}"
+        raise InvalidInputError("invalid_option", message)
+    module, _, attribute = _TABLE[name].partition(":")
+    return cast("Format", getattr(import_module(module), attribute))
+
+
+def format_of(path: str | os.PathLike[str], among: str = "") -> Format | None:
+    """The format of what lies at `path`, by its content, of those whose name begins with `among`; None for none."""
+    place = Path(path)
+    if is_partial(place) or (place / _OWN_LOCK).exists():
+        return None
+    candidates = (name for name in _TABLE if name.startswith(among))
+    return next((format for format in map(find, candidates) if format.recognises(place)), None)
+
+
+def source_path(path: str | os.PathLike[str], name: str) -> tuple[Path, Format]:
+    """Where to read, and by which format: the one named, one of a family (`json`), or with `auto` what is recognised.
+
+    Errors: `not_a_store` where nothing is, or something else; `invalid_option` for a name that does not exist.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise NotFoundError("not_a_store", f"`{place}` does not exist; give what to import")
+    if name in _TABLE:
+        # Versions of one system go on with each other's directories, so each of them reads them all.
+        family = next((family for family in _FAMILIES.values() if name.startswith(family)), name)
+        found = format_of(place, family)
+        if found is not None:
+            return place, find(name)
+        what = f"is not `{name}`"
+    else:
+        if name != AUTO and name not in _FAMILIES:
+            find(name)
+        found = format_of(place, _FAMILIES.get(name, ""))
+        if found is not None:
+            return place, found
+        what = "is in none of the formats " + ", ".join(f"`{known}`" for known in _TABLE)
+    other = format_of(place)
+    also = f"; it looks like `{other.name}`" if other is not None else ""
+    raise NotFoundError("not_a_store", f"`{place}` {what}{also}")

@@ -1,0 +1,163 @@
+"""Writing a tree of files that is complete or not there.
+
+It grows in `<name>.partial` beside its place and is renamed when every file is written and synced. So a crash leaves
+nothing that looks complete, and files of an earlier export never lie between those of a later one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actstore.errors import AlreadyExistsError, InvalidInputError, StorageFullError, StorageIoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Tree", "file_name", "is_partial"]
+
+_IDENTITY = ".export"
+_WRITING = ".writing"
+_LONGEST_NAME = 255
+
+
+def file_name(key: str, suffix: str = "") -> str:
+    """`key` with `suffix` as the name of one file; `unsafe_path` where it would be a path or none."""
+    name = key + suffix
+    if key in ("", ".", "..") or any(letter in "/\\\0" for letter in key) or len(name.encode()) > _LONGEST_NAME:
+        message = f"`{key}` cannot be the name of a file, which the format makes of it"
+        raise InvalidInputError("unsafe_path", message)
+    return name
+
+
+class Tree:
+    """The files of an export. A context manager: leaving the block puts the tree in its place, an exception does not.
+
+    `identity` says what is exported and how. Files that an interrupted export of the same has finished are kept; those
+    of another are removed. `replaces` says whether what is in the place may be removed; None where nothing may.
+
+    Errors: `store_exists` where something is in the place that may not be removed.
+    """
+
+    def __init__(self, target: Path, identity: str, replaces: Callable[[Path], bool] | None) -> None:
+        self._target = target
+        self._replaces = replaces
+        self._partial = target.with_name(target.name + ".partial")
+        self._identity = identity.encode()
+        self._wanted: set[Path] = set()
+        self._writing = 0
+        if not target.is_symlink() and self._is_mine(target) and not self._partial.exists():
+            # It was stopped between its last two steps.
+            target.rename(self._partial)
+        if (target.is_symlink() or target.exists()) and not _is_empty(target):
+            if replaces is None:
+                message = f"`{target}` exists already; choose another place, or replace an earlier export: `overwrite`"
+                raise AlreadyExistsError("store_exists", message)
+            if target.is_symlink() or not replaces(target):
+                message = f"`{target}` is no earlier export in this format, so it is not replaced; choose another place"
+                raise AlreadyExistsError("store_exists", message)
+
+    def _is_mine(self, place: Path) -> bool:
+        return is_partial(place) and (place / _IDENTITY).read_bytes() == self._identity
+
+    def put(self, name: str, content: Callable[[], bytes]) -> None:
+        """Write the file `name`, unless it is there; whole and synced before it has that name."""
+        with self.file(name) as path:
+            if path is not None:
+                path.write_bytes(content())
+
+    @contextmanager
+    def file(self, name: str, *, always: bool = False) -> Generator[Path | None]:
+        """Where to write the file `name`, which it gets when the block ends; None where it is there already.
+
+        The place has the same last part. `always`: write it in any case.
+        """
+        path = self._partial / name
+        self._wanted.add(path)
+        if path.exists() and not always:
+            yield None
+            return
+        self._writing += 1
+        part = self._partial / _WRITING / str(self._writing) / path.name
+        part.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _sync(part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(path)
+        part.parent.rmdir()
+
+    def __enter__(self) -> Self:
+        if self._partial.is_symlink() or (self._partial.exists() and not is_partial(self._partial)):
+            message = f"`{self._partial}`, where the export would grow, is something else; move it away"
+            raise AlreadyExistsError("store_exists", message)
+        with _storage_errors(self._target):
+            if self._partial.exists() and not self._is_mine(self._partial):
+                shutil.rmtree(self._partial)
+            self._partial.mkdir(parents=True, exist_ok=True)
+            (self._partial / _IDENTITY).write_bytes(self._identity)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _storage_errors(self._target):
+            if error is None:
+                self._commit()
+            elif isinstance(error, OSError):
+                raise error
+
+    def _commit(self) -> None:
+        for folder, _, names in os.walk(self._partial, topdown=False):
+            place = Path(folder)
+            for name in names:
+                if place / name not in self._wanted and place / name != self._partial / _IDENTITY:
+                    (place / name).unlink()
+            if place != self._partial and not any(place.iterdir()):
+                place.rmdir()
+            else:
+                _sync(place)
+        if self._target.is_dir():
+            # Where nothing may be replaced, only what is still empty is.
+            (self._target.rmdir if self._replaces is None else partial(shutil.rmtree, self._target))()
+        self._partial.rename(self._target)
+        # Until here an interrupted export is known for what it is.
+        (self._target / _IDENTITY).unlink()
+        _sync(self._target.parent)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether `path` is an export that did not come to its end."""
+    return (path / _IDENTITY).is_file()
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def _storage_errors(target: Path) -> Generator[None]:
+    try:
+        yield
+    except (StorageFullError, StorageIoError):
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            message = f"no space left while writing `{target}`; make some and repeat the export"
+            raise StorageFullError("storage_full", message) from error
+        message = f"cannot write `{target}`: {error.strerror or error}"
+        raise StorageIoError("storage_io", message) from error

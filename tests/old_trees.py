@@ -1,0 +1,160 @@
+"""Trees of the older systems, written from the record of their bytes with plain `json`, NumPy and torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LAYERS = 3
+"""Blocks of the model that the logs are of: four hidden states."""
+
+
+def key_of(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def hidden_states(seed: int, rows: int, width: int = 4, dtype: str = "float16") -> list[np.ndarray]:
+    """Hidden states `[1, rows, width]`: embedding, blocks, and the last after the final norm."""
+    random = np.random.default_rng(seed)
+    return [random.standard_normal((1, rows, width)).astype(dtype) for _ in range(LAYERS + 1)]
+
+
+def tensor(array: np.ndarray) -> dict[str, Any]:
+    return {
+        "_type": "torch.Tensor",
+        "data": array.tolist(),
+        "shape": list(array.shape),
+        "dtype": f"torch.{array.dtype.name}",
+    }
+
+
+def config(mode: str = "all", layers: str = "all") -> dict[str, str]:
+    return {"target_layers": layers, "sequence_mode": mode}
+
+
+def record(prompt: str, *, length: int = 3, mode: str = "all", more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What every version's record has, in its order: the entry as it was passed, then what the logger adds."""
+    return {
+        "prompt": prompt,
+        "response": f"answer to {prompt}",
+        "input_length": length,
+        "model": "test-model",
+        "trim_position": None,
+        **(more or {}),
+        "logging_config": config(mode),
+        "has_activations": True,
+        "timestamp": 1700000000.25,
+    }
+
+
+def _ordered(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
+    timestamp = fields["timestamp"]
+    rest = {name: value for name, value in fields.items() if name != "timestamp"}
+    return {**rest, **more, "timestamp": timestamp}
+
+
+def write_v1(root: Path, entries: Mapping[str, tuple[dict[str, Any], Sequence[np.ndarray | None]]]) -> None:
+    (root / "activations").mkdir(parents=True)
+    records: dict[str, Any] = {}
+    for key, (fields, states) in entries.items():
+        name = f"activations/{key}.json"
+        listed = [None if state is None else tensor(state) for state in states]
+        (root / name).write_text(json.dumps({"all_layers_activations": listed}, indent=2))
+        records[key] = _ordered(fields, activation_file=name)
+    index = {"logger_config": {**config(), "version": "1.0"}, "entries": records}
+    (root / "metadata.json").write_text(json.dumps(index, indent=2))
+
+
+def write_v2(root: Path, entries: Mapping[str, tuple[dict[str, Any], Sequence[np.ndarray]]]) -> None:
+    (root / "activations").mkdir(parents=True)
+    records: dict[str, Any] = {}
+    for key, (fields, states) in entries.items():
+        name = f"activations/{key}.npy"
+        np.save(root / name, np.array(states))
+        info = [{"shape": list(state.shape), "dtype": state.dtype.name} for state in states]
+        records[key] = _ordered(fields, activation_file=name, activation_shape_info=info)
+    index = {"logger_config": {**config(), "version": "2.0", "storage_format": "npy"}, "entries": records}
+    (root / "metadata.json").write_text(json.dumps(index, indent=2))
+
+
+def write_v3(root: Path, entries: Mapping[str, tuple[dict[str, Any], Sequence[np.ndarray]]]) -> None:
+    (root / "activations").mkdir(parents=True, exist_ok=True)
+    with (root / "metadata.jsonl").open("a") as lines:
+        for key, (fields, states) in entries.items():
+            np.save(root / "activations" / f"{key}.npy", np.array(states))
+            info = [{"shape": list(state.shape), "dtype": state.dtype.name} for state in states]
+            sidecar = _ordered(fields, activation_shape_info=info)
+            (root / "activations" / f"{key}.json").write_text(json.dumps(sidecar))
+            line = {"key": key, "prompt": fields["prompt"], "has_activations": True, "timestamp": fields["timestamp"]}
+            lines.write(json.dumps(line) + "\n")
+
+
+def some_entries(count: int = 3) -> dict[str, tuple[dict[str, Any], list[np.ndarray]]]:
+    prompts = [f"question {number}?" for number in range(count)]
+    return {key_of(prompt): (record(prompt), hidden_states(seed, rows=5 + seed)) for seed, prompt in enumerate(prompts)}
+
+
+SETTINGS = {
+    "model_name": "unsloth/Test-1B",
+    "dataset_name": "SP_test",
+    "load_in_4bit": False,
+    "split": "EM",
+    "total_examples": 10,
+    "shard_size": 4,
+    "batch_size": 2,
+    "hidden_dim": 3,
+    "num_layers": 2,
+}
+"""`metadata.json` of a split, in its order."""
+
+
+def write_split(
+    root: Path, shards: list[list[torch.Tensor]], settings: dict[str, Any] | None = None, split: str = "EM"
+) -> Path:
+    """`shards[layer][number]` below root; the directory of the split."""
+    place = root / "unsloth_Test-1B" / "SP_test" / split
+    for layer, tensors in enumerate(shards):
+        folder = place / f"layer_{layer:02d}"
+        folder.mkdir(parents=True)
+        for number, one in enumerate(tensors):
+            torch.save(one, folder / f"shard_{number:03d}.pt")
+    if settings is not None:
+        (place / "metadata.json").write_text(json.dumps(settings, indent=2))
+    return place
+
+
+def residuals(layer: int, rows: int, dtype: torch.dtype = torch.bfloat16, width: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(layer)
+    return torch.randn(rows, width, generator=generator).to(dtype)
+
+
+def question(number: int) -> dict[str, Any]:
+    """A record of the MCQ pass, with some of its keys in their order."""
+    return {
+        "question_id": f"popmc_{number}",
+        "question_text": f"Question {number}?",
+        "options": {"A": "a", "B": "b", "C": "c", "D": "d"},
+        "correct_answer_letter": "A",
+        "model_name": "llama-3.1-8b-base",
+        "prompt_type": "mcq",
+        "prompt_text": f"prompt {number}",
+        "output_text": "A",
+        "logits": [1.5, -0.5, 0.25, 0.0],
+        "entropy": 0.5,
+        "answer_token_index": 4 + number,
+    }
+
+
+def write_pass(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps([question(number) for number in range(count)], indent=2))
+
+
+def write_run(root: Path, count: int) -> dict[str, Any]:
+    run = {"model_type": "base", "base_model_name": "meta-llama/Test", "lora_checkpoint": None, "num_questions": count}
+    (root / "run_config.json").write_text(json.dumps(run, indent=2))
+    return run
