@@ -85,12 +85,24 @@ class Tree:
         part.replace(path)
         part.parent.rmdir()
 
+    def growing(self, name: str) -> Path:
+        """Where the file `name` grows: who writes it makes it durable, and goes on with what is there."""
+        path = self._partial / name
+        self._wanted.add(path)
+        return path
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an interrupted export of the same has begun the tree."""
+        known = self._partial / _IDENTITY
+        return known.is_file() and known.read_text(encoding="utf-8") == self._identity
+
     def __enter__(self) -> Self:
         known = self._partial / _IDENTITY
         if self._partial.is_symlink() or (self._partial.exists() and not known.is_file()):
             message = f"`{self._partial}`, where the export would grow, is something else; move it away"
             raise AlreadyExistsError("store_exists", message)
-        if known.is_file() and known.read_text(encoding="utf-8") != self._identity:
+        if known.is_file() and not self.is_resumed:
             shutil.rmtree(self._partial)
         with _storage_errors(self._target):
             self._partial.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use crate::actlog::{PyActlogLmdb, PyLoggedEntry};
+    use crate::actlog::{PyActlogLmdb, PyLoggedEntry, put_exported};
     #[pymodule_export]
     use crate::buffer::{PyLoggedLayer, PySlot};
     #[pymodule_export]
