@@ -211,8 +211,11 @@ class ActlogLmdb:
 
     def __new__(cls, path: str) -> ActlogLmdb: ...
     def __len__(self) -> int: ...
-    def keys(self, after: str = "", most: int | None = None) -> list[str]:
-        """The first `most` keys after one, or all, in the order of their UTF-8 bytes."""
+    def keys(self) -> list[str]:
+        """All keys, in the order of their UTF-8 bytes."""
+
+    def keys_after(self, after: str, most: int) -> list[str]:
+        """The first `most` keys after one, which need not be there; after the empty one come all."""
 
     def get(self, key: str) -> LoggedEntry:
         """Read one entry; `no_such_key`, or an error of `unpickle`."""

@@ -46,7 +46,7 @@ def _read(root: Path) -> Source:
 
 def _keys(log: _core.ActlogLmdb, root: Path) -> Iterator[str]:
     found, last = 0, ""
-    while batch := log.keys(last, _KEYS_AT_ONCE):
+    while batch := log.keys_after(last, _KEYS_AT_ONCE):
         yield from batch
         found, last = found + len(batch), batch[-1]
     if found != len(log):
@@ -126,7 +126,7 @@ def _begins_with(root: Path, *, metadata: bool) -> bool:
         return False
     try:
         log = _core.ActlogLmdb(str(root))
-        keys = log.keys(most=_FIRST_KEYS)
+        keys = log.keys_after("", _FIRST_KEYS)
     except NotFoundError:
         return False
     except ActstoreError:

@@ -50,7 +50,8 @@ def write(export: Export, is_log: Test, is_metadata: Test) -> None:
     export.places.append(second)
     tree = Tree(export.target, export.identity, is_log if export.overwrite else None)
     replaces = is_metadata if export.overwrite or tree.is_resumed else None
-    with tree, Tree(second, export.identity, replaces) as other:
+    other = Tree(second, export.identity, replaces)
+    with tree, other:
         entries, metadata = _Values(tree.growing("data.mdb")), _Values(other.growing("data.mdb"))
         for key in sorted(export.keys):
             _write_entry(export.store[key], export, entries, metadata)
@@ -117,7 +118,7 @@ def _fields(entry: Entry, export: Export) -> tuple[Fields, Fields]:
     """What both environments have of an entry, and what the second one alone."""
     record, replaced = replace_values(logged_record(entry, export), _fits)
     if replaced:
-        export.note("integers beyond 64 bits and text that is no Unicode become their JSON text")
+        export.note("integers beyond 64 bits with sign and text that is no Unicode become their JSON text")
     last = {name: record.pop(name) for name in ("logging_config", "timestamp") if name in record}
     return record, last
 

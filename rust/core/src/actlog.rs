@@ -68,8 +68,17 @@ impl Actlog {
         self.len() == 0
     }
 
+    /// Every key, in ascending order of bytes.
+    pub fn keys(&self) -> Result<Vec<String>> {
+        let keys = self.keys_after("", usize::MAX)?;
+        if keys.len() as u64 == self.len() {
+            return Ok(keys);
+        }
+        Err(malformed(format!("an environment of `{}` keys has `{}`", self.len(), keys.len())))
+    }
+
     /// The first `most` keys after a key, in ascending order of bytes; after the empty key come all.
-    pub fn keys(&self, after: &str, most: usize) -> Result<Vec<String>> {
+    pub fn keys_after(&self, after: &str, most: usize) -> Result<Vec<String>> {
         let mut from = after.as_bytes().to_vec();
         if !from.is_empty() {
             // No key lies between this one and `after`.
@@ -85,9 +94,6 @@ impl Actlog {
             keys.push(key.to_owned());
         }
         self.entries.check_unwritten()?;
-        if after.is_empty() && keys.len() < most && keys.len() as u64 != self.len() {
-            return Err(malformed(format!("an environment of `{}` keys has `{}`", self.len(), keys.len())));
-        }
         Ok(keys)
     }
 

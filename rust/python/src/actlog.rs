@@ -30,9 +30,12 @@ impl PyActlogLmdb {
         usize::try_from(self.log.len()).unwrap_or(usize::MAX)
     }
 
-    #[pyo3(signature = (after="", most=None))]
-    fn keys(&self, py: Python<'_>, after: &str, most: Option<usize>) -> Outcome<Vec<String>> {
-        Ok(py.detach(|| self.log.keys(after, most.unwrap_or(usize::MAX)))?)
+    fn keys(&self, py: Python<'_>) -> Outcome<Vec<String>> {
+        Ok(py.detach(|| self.log.keys())?)
+    }
+
+    fn keys_after(&self, py: Python<'_>, after: &str, most: usize) -> Outcome<Vec<String>> {
+        Ok(py.detach(|| self.log.keys_after(after, most))?)
     }
 
     fn get(&self, py: Python<'_>, key: &str) -> Outcome<PyLoggedEntry> {
