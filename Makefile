@@ -10,7 +10,7 @@ RUST_SOURCES := $(shell find rust/core/src rust/python/src -name '*.rs') Cargo.t
 PYTHON_SOURCES := python tests demo_model benches
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-rust test-python check format wheel bench bench-quick bench-full bench-capture bench-env bench-codec fuzz clean
+.PHONY: demo test test-rust test-python test-long check format wheel bench bench-quick bench-full bench-capture bench-env bench-codec fuzz clean
 
 demo: .stamps/installed
 	$(BIN)/actstore-cli demo
@@ -22,6 +22,10 @@ test-rust:
 
 test-python: .stamps/installed
 	$(BIN)/pytest -q
+
+# What takes minutes; `test` has a small version of it.
+test-long: .stamps/installed
+	$(BIN)/pytest -q -m long
 
 check: .stamps/installed
 	cargo fmt --all --check
