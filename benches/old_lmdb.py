@@ -173,7 +173,7 @@ def two_layers_of_store(store: Store, key: str) -> int:
 
 def sum_of(tensors: list[torch.Tensor]) -> int:
     """Of the bits: whoever mapped a file has read it."""
-    return sum(int(tensor.view(torch.int64).sum()) for tensor in tensors)
+    return sum(int(tensor.numpy().view(np.int64).sum()) for tensor in tensors)
 
 
 def measure_reads(rounds: int) -> dict[str, list[float]]:

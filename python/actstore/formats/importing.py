@@ -54,9 +54,9 @@ def import_store(
 ) -> MigrationReport:
     """Bring the entries that another system left at `source` into a store; `source` is only read.
 
-    `source_format`: a name of `formats.names()`, `json` for any of the JSON logs, or `auto` for what is recognised. The
-    target is a store or the path of one; one that does not exist is created as `target_format` (`shards`) with `codec`
-    ... `on_conflict` as for `create`, one that exists must have what is given.
+    `source_format`: a name of `formats.names()`, `json` for any of the JSON logs, `lmdb` for the LMDB log, or `auto`
+    for what is recognised. The target is a store or the path of one; one that does not exist is created as
+    `target_format` (`shards`) with `codec` ... `on_conflict` as for `create`, one that exists must have what is given.
 
     What is missing or damaged in the source is left out and listed by key in `left_out` of the report, and the rest is
     imported. Repeating an interrupted import continues it: an entry that the target has, by key and content, is
