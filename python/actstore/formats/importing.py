@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from actstore import _core, arrays
 from actstore import store as stores
-from actstore.errors import ActstoreError, InvalidInputError
+from actstore.errors import ActstoreError, InvalidInputError, LockedError
 from actstore.formats.place import refuse_inside
 from actstore.formats.table import AUTO, source_path
 from actstore.options import open_existing, open_or_create, require
@@ -66,7 +66,7 @@ def import_store(
     again, and may raise to stop.
 
     Errors: `NotFoundError` (`not_a_store`), `CorruptError` for a damaged index and for what `verify` finds,
-    `InvalidInputError` (`invalid_option`), `KeyConflictError`.
+    `InvalidInputError` (`invalid_option`), `KeyConflictError`, `LockedError` where the source is being written.
     """
     options = {
         "backend": target_format,
@@ -218,6 +218,9 @@ class _Tally:
         """The entry, or None and a line in `left_out`."""
         try:
             entry = pending.load()
+        except LockedError:
+            # The source is being written: this is not about one entry.
+            raise
         except ActstoreError as error:
             self.left_out.append(Damage(kind=error.kind, message=error.message, key=pending.key))
             return None
