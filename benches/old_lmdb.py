@@ -208,12 +208,15 @@ def measure_reads(rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def summary(entries: int, imports: dict[str, dict[str, Any]], reads: dict[str, list[float]]) -> dict[str, Any]:
+def summary(
+    entries: int, load: float, imports: dict[str, dict[str, Any]], reads: dict[str, list[float]]
+) -> dict[str, Any]:
     pickled = next(iter(reads))
     for of in imports.values():
         of["speed"] = compare(imports[COPY]["seconds"], of["seconds"]).document()
     return {
         "machine": machine.describe(("actstore", "torch", "numpy", "lmdb")),
+        "load": load,
         "entries": entries,
         "raw_bytes": entries * LAYERS * TOKENS * WIDTH * 2,
         "imports": imports,
@@ -249,7 +252,8 @@ def markdown(document: dict[str, Any]) -> str:
             "# Old LMDB logs",
             "",
             f"{machine.sentence(document['machine'])}. {document['entries']} entries of {LAYERS} x "
-            f"[1, {TOKENS}, {WIDTH}] float16, {raw / 1e6:,.0f} MB; ratios within a round, above 1 is faster.",
+            f"[1, {TOKENS}, {WIDTH}] float16, {raw / 1e6:,.0f} MB; ratios within a round, above 1 is faster. "
+            f"Processes that others had running at the start: {document['load']:.1f}.",
             "",
             f"Import at {LEAST_SHARE} of the copy's speed: {share:.2f}, {verdict(share >= LEAST_SHARE)}. "
             f"Two layers {LEAST_FACTOR:.0f} times as fast: {times:.1f}, {verdict(times >= LEAST_FACTOR)}.",
@@ -286,11 +290,12 @@ def main() -> None:
     if chosen.peak is not None:
         print_peak(chosen.peak)
         return
+    load = os.getloadavg()[0]
     write_log(chosen.entries)
     imports = measure_imports(chosen.rounds)
     for name in IMPORTS:
         imports[name]["peak_bytes"] = peak_bytes(name)
-    document = summary(chosen.entries, imports, measure_reads(chosen.rounds))
+    document = summary(chosen.entries, load, imports, measure_reads(chosen.rounds))
     shutil.rmtree(FOLDER)
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "old_lmdb.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
