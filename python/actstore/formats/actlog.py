@@ -42,21 +42,15 @@ def imported(
 
     Errors: `malformed`.
     """
-    listed = list(states.values()) if isinstance(states, Mapping) else list(states or ())
-    batched = all(state is None or (state.ndim == 3 and state.shape[0] == 1) for state in listed)
-    rows = [state[0] if batched and state is not None else state for state in listed]
-    points = list(states) if isinstance(states, Mapping) else state_points(len(rows))
-    activations = {point: row for point, row in zip(points, rows, strict=True) if row is not None}
-    if not isinstance(states, Mapping):
-        _check_states(key, activations, listed)
+    activations, count, batched = _activations(key, states)
     fields, as_text = replace_values({name: value for name, value in record.items() if name not in _DERIVED})
     prompt, response = fields.pop("prompt", None), fields.pop("response", None)
     known = conventions(
         format,
-        layer_counting=None if isinstance(states, Mapping) else "hidden_states",
+        layer_counting=None if count is None else "hidden_states",
         padding_side=None,
         dtypes=[arrays.encode(point, row)[0] for point, row in activations.items()],
-        hidden_states=None if isinstance(states, Mapping) else len(listed),
+        hidden_states=count,
         batch_axis=batched,
         **replace_values(more)[0],
         **({"as_text": as_text} if as_text else {}),
@@ -75,10 +69,19 @@ def imported(
     )
 
 
-def _check_states(key: str, activations: Mapping[str, NDArray[Any]], listed: States) -> None:
-    if any(row.ndim != 2 for row in activations.values()):
+def _activations(key: str, states: States | Named | None) -> tuple[dict[str, NDArray[Any]], int | None, bool]:
+    """Those there are by hook point, how many hidden states there were, if they were, and whether as batches of one."""
+    named = states if isinstance(states, Mapping) else None
+    listed = list(named.values() if named is not None else cast("States", states or ()))
+    batched = all(state is None or (state.ndim == 3 and state.shape[0] == 1) for state in listed)
+    points = state_points(len(listed)) if named is None else list(named)
+    activations = {
+        point: state[0] if batched else state for point, state in zip(points, listed, strict=True) if state is not None
+    }
+    if named is None and any(row.ndim != 2 for row in activations.values()):
         shapes = [list(state.shape) for state in listed if state is not None]
         raise CorruptError("malformed", f"entry `{key}` has hidden states of shapes {shapes[:3]}, not `[1, tokens, d]`")
+    return activations, len(listed) if named is None else None, batched
 
 
 def _seconds(timestamp: object) -> float | None:
