@@ -10,7 +10,7 @@ RUST_SOURCES := $(shell find rust/core/src rust/python/src -name '*.rs') Cargo.t
 PYTHON_SOURCES := python tests demo_model benches
 BENCH_VENV := .venv-bench
 
-.PHONY: demo test test-rust test-python check format wheel bench bench-quick bench-full bench-capture bench-env bench-codec fuzz clean
+.PHONY: demo test test-rust test-python test-long check format wheel bench bench-quick bench-full bench-capture bench-env bench-codec bench-old-lmdb fuzz clean
 
 demo: .stamps/installed
 	$(BIN)/actstore-cli demo
@@ -22,6 +22,10 @@ test-rust:
 
 test-python: .stamps/installed
 	$(BIN)/pytest -q
+
+# What takes minutes; `test` has a small version of it.
+test-long: .stamps/installed
+	$(BIN)/pytest -q -m long
 
 check: .stamps/installed
 	cargo fmt --all --check
@@ -56,6 +60,10 @@ bench-capture: target/bench-entries/embedded.json .stamps/bench-installed
 bench-codec: target/bench-streams/index.json .stamps/installed
 	cargo build --release --quiet --package actstore --example codec_rounds
 	$(BENCH_VENV)/bin/python benches/codec.py $(BENCH)
+
+# Old LMDB logs, against py-lmdb and pickle. BENCH: more options of benches/old_lmdb.py.
+bench-old-lmdb: .stamps/installed
+	$(BIN)/python benches/old_lmdb.py $(BENCH)
 
 # Each target for FUZZ_SECONDS. Sanitizers are unstable, but stable compilers have them. What is new goes to
 # target/fuzz/corpus; `cargo fuzz cmin` picks what rust/fuzz/corpus keeps, which `test` runs.

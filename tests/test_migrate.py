@@ -413,11 +413,11 @@ def foreign_sources(path: Path) -> dict[str, str]:
     (path / "other").mkdir()
     (path / "other" / "metadata.json").write_text("[1]")
     actstore.create(path / "own", "lmdb").close()
-    only = "of LMDB only actstore's own stores can be migrated so far"
+    only = "and that is no log of `actlog-lmdb` either"
     return {
-        "env": f"is an LMDB environment that actstore did not write; {only}",
-        "env/data.mdb": f"is an LMDB environment that actstore did not write; {only}",
-        "file.lmdb": f"is an LMDB environment that actstore did not write; {only}",
+        "env": f"is an LMDB environment that actstore did not write, {only}",
+        "env/data.mdb": f"is an LMDB environment that actstore did not write, {only}",
+        "file.lmdb": f"is an LMDB environment that actstore did not write, {only}",
         "other": "holds no actstore store and is in none of the formats "
         + ", ".join(f"`{name}`" for name in actstore.formats.names()),
         "own/data.mdb": f"is a file of a store; give its directory, `{path / 'own'}`",

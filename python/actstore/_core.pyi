@@ -29,6 +29,7 @@ __all__ = [
     "key_of_ids",
     "key_of_prompt",
     "migrate",
+    "put_exported",
     "select_positions",
     "unpickle",
 ]
@@ -197,6 +198,13 @@ class Store:
 
     def close(self) -> None: ...
 
+def put_exported(path: str, values: Sequence[tuple[Buffer, Buffer]]) -> None:
+    """Put values by key into an LMDB environment, in one durable transaction.
+
+    The environment is a directory with a `data.mdb`, which may be empty. Keys have 1 to 511 bytes, values less than
+    2 GiB. `already_open` and `locked` where something else has it open, `storage_full`, `storage_io`.
+    """
+
 @final
 class ActlogLmdb:
     """An LMDB log of document 000, opened for reading without its lock files; nothing is changed or run.
@@ -208,7 +216,10 @@ class ActlogLmdb:
     def __new__(cls, path: str) -> ActlogLmdb: ...
     def __len__(self) -> int: ...
     def keys(self) -> list[str]:
-        """All keys, sorted."""
+        """All keys, in the order of their UTF-8 bytes."""
+
+    def keys_after(self, after: str, most: int) -> list[str]:
+        """The first `most` keys after one, which need not be there; after the empty one come all."""
 
     def get(self, key: str) -> LoggedEntry:
         """Read one entry; `no_such_key`, or an error of `unpickle`."""

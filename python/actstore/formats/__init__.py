@@ -12,7 +12,8 @@ which file and which field are damaged, missing, unsafe or untrusted; the import
 What the numbers mean differs from system to system, so each entry says it in its metadata, under `imported_from`:
 
     format           where it is from
-    layer_counting   `hidden_states`: 0 is the embedding and the last comes after the final norm; `blocks`: i is block i
+    layer_counting   `hidden_states`: 0 is the embedding and the last comes after the final norm; `blocks`: i is block
+                     i; null where the source does not say where its arrays were seen: these are `logged.<name>`
     token_convention `at`: row j is the state computed at its token
     padding_side     of the batches it was computed in, where that left a trace; else null
     dtypes           of its activations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from actstore import arrays
@@ -11,7 +12,7 @@ from actstore.formats.hidden_states import count_states, state_points
 from actstore.formats.record import CONVENTIONS, Imported, conventions, conventions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from actstore.formats.record import Export
 
     States = Sequence[NDArray[Any] | None]
+    Named = Mapping[str, NDArray[Any] | None]
     Record = Mapping[str, Any]
 
 __all__ = ["has_batch_axis", "imported", "logged_record", "logged_states"]
@@ -29,31 +31,28 @@ _OTHER_MODE = "other"
 """What is written as `sequence_mode` where the rows are none of those it has names for."""
 
 
-def imported(key: str, record: Record, states: States | None, format: str, mode: object = None) -> Imported:
+def imported(
+    key: str, record: Record, states: States | Named | None, format: str, mode: object = None, **more: Any
+) -> Imported:
     """The entry of a log's `record` and its list of hidden states, each [1, tokens, d] or None.
 
-    `mode`: the `sequence_mode` of the whole log, for records without one. Rows are tied to tokens where the mode is
-    known and the number of rows fits `input_length`; else they stay rows, and nothing is guessed.
+    The oldest logs have arrays by name instead, which stay what they are called. `mode`: the `sequence_mode` of the
+    whole log, for records without one. Rows are tied to tokens where the mode is known and the number of rows fits
+    `input_length`; else they stay rows, and nothing is guessed. `more` goes into the conventions.
 
     Errors: `malformed`.
     """
-    listed = [] if states is None else list(states)
-    batched = all(state is None or (state.ndim == 3 and state.shape[0] == 1) for state in listed)
-    rows = [state[0] if batched and state is not None else state for state in listed]
-    points = dict(zip(state_points(len(rows)), rows, strict=True))
-    activations = {point: row for point, row in points.items() if row is not None}
-    if any(row.ndim != 2 for row in activations.values()):
-        shapes = [list(state.shape) for state in listed if state is not None]
-        raise CorruptError("malformed", f"entry `{key}` has hidden states of shapes {shapes[:3]}, not `[1, tokens, d]`")
+    activations, count, batched = _activations(key, states)
     fields, as_text = replace_values({name: value for name, value in record.items() if name not in _DERIVED})
     prompt, response = fields.pop("prompt", None), fields.pop("response", None)
     known = conventions(
         format,
-        layer_counting="hidden_states",
+        layer_counting=None if count is None else "hidden_states",
         padding_side=None,
         dtypes=[arrays.encode(point, row)[0] for point, row in activations.items()],
-        hidden_states=len(listed),
+        hidden_states=count,
         batch_axis=batched,
+        **replace_values(more)[0],
         **({"as_text": as_text} if as_text else {}),
         **({"fields": {CONVENTIONS: fields[CONVENTIONS]}} if CONVENTIONS in fields else {}),
     )
@@ -68,6 +67,21 @@ def imported(key: str, record: Record, states: States | None, format: str, mode:
         positions=positions,
         created=_seconds(record.get("timestamp")),
     )
+
+
+def _activations(key: str, states: States | Named | None) -> tuple[dict[str, NDArray[Any]], int | None, bool]:
+    """Those there are by hook point, how many hidden states there were, if they were, and whether as batches of one."""
+    named = states if isinstance(states, Mapping) else None
+    listed = list(named.values() if named is not None else cast("States", states or ()))
+    batched = all(state is None or (state.ndim == 3 and state.shape[0] == 1) for state in listed)
+    points = state_points(len(listed)) if named is None else list(named)
+    activations = {
+        point: state[0] if batched else state for point, state in zip(points, listed, strict=True) if state is not None
+    }
+    if named is None and any(row.ndim != 2 for row in activations.values()):
+        shapes = [list(state.shape) for state in listed if state is not None]
+        raise CorruptError("malformed", f"entry `{key}` has hidden states of shapes {shapes[:3]}, not `[1, tokens, d]`")
+    return activations, len(listed) if named is None else None, batched
 
 
 def _seconds(timestamp: object) -> float | None:

@@ -82,7 +82,7 @@ def export_store(
 def _written(export: Export, format: Format) -> MigrationReport:
     started = time.monotonic()
     format.write(export)
-    return _report(export, format, started, _size(export.target))
+    return _report(export, format, started, _size(export))
 
 
 def _planned(export: Export, format: Format) -> MigrationReport:
@@ -93,8 +93,9 @@ def _planned(export: Export, format: Format) -> MigrationReport:
     return replace(_report(export, format, started, export.raw_bytes), dry_run=True)
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _size(export: Export) -> int:
+    files = (file for place in export.places for file in place.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def _report(export: Export, format: Format, started: float, size: int) -> MigrationReport:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from actstore import _core, arrays
 from actstore import store as stores
-from actstore.errors import ActstoreError, InvalidInputError, LimitExceededError
+from actstore.errors import ActstoreError, InvalidInputError, LimitExceededError, LockedError
 from actstore.formats.place import refuse_inside
 from actstore.formats.table import AUTO, source_path
 from actstore.options import open_existing, open_or_create, require
@@ -54,9 +54,9 @@ def import_store(
 ) -> MigrationReport:
     """Bring the entries that another system left at `source` into a store; `source` is only read.
 
-    `source_format`: a name of `formats.names()`, `json` for any of the JSON logs, or `auto` for what is recognised. The
-    target is a store or the path of one; one that does not exist is created as `target_format` (`shards`) with `codec`
-    ... `on_conflict` as for `create`, one that exists must have what is given.
+    `source_format`: a name of `formats.names()`, `json` for any of the JSON logs, `lmdb` for the LMDB log, or `auto`
+    for what is recognised. The target is a store or the path of one; one that does not exist is created as
+    `target_format` (`shards`) with `codec` ... `on_conflict` as for `create`, one that exists must have what is given.
 
     What is missing or damaged in the source is left out and listed by key in `left_out` of the report, and the rest is
     imported. Repeating an interrupted import continues it: an entry that the target has, by key and content, is
@@ -66,7 +66,7 @@ def import_store(
     again, and may raise to stop.
 
     Errors: `NotFoundError` (`not_a_store`), `CorruptError` for a damaged index and for what `verify` finds,
-    `InvalidInputError` (`invalid_option`), `KeyConflictError`.
+    `InvalidInputError` (`invalid_option`), `KeyConflictError`, `LockedError` where the source is being written.
     """
     options = {
         "backend": target_format,
@@ -218,6 +218,9 @@ class _Tally:
         """The entry, or None and a line in `left_out`."""
         try:
             entry = pending.load()
+        except LockedError:
+            # The source is being written: this is not about one entry.
+            raise
         except ActstoreError as error:
             self.left_out.append(Damage(kind=error.kind, message=error.message, key=pending.key))
             return None

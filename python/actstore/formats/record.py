@@ -63,7 +63,8 @@ class Export:
 
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
     export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
-    again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out.
+    again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out. `places`: what
+    the files of the export are in, `target` and what a format puts beside it.
     """
 
     store: Store
@@ -78,6 +79,10 @@ class Export:
     written: list[str] = field(default_factory=list[str])
     notes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[Damage] = field(default_factory=list[Damage])
+    places: list[Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = [self.target]
 
     @property
     def identity(self) -> str:
@@ -124,12 +129,13 @@ def conventions_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conventions(
-    format: str, *, layer_counting: str, padding_side: str | None, dtypes: Iterable[str], **more: Any
+    format: str, *, layer_counting: str | None, padding_side: str | None, dtypes: Iterable[str], **more: Any
 ) -> dict[str, Any]:
     """The value of `imported_from`.
 
     `layer_counting`: `hidden_states` where 0 is the embedding and the last is after the final norm, `blocks` where i is
-    the output of block i. Every system that actstore replaces kept the state *at* a token.
+    the output of block i, None where the source does not say which layers it has. Every system that actstore replaces
+    kept the state *at* a token.
     """
     return {
         "format": format,

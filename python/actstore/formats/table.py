@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from actstore.formats.record import Format
 
-__all__ = ["AUTO", "find", "format_of", "names", "source_path"]
+__all__ = ["AUTO", "FAMILIES", "find", "format_of", "names", "source_path"]
 
 AUTO = "auto"
 _OWN_LOCK = "actstore.lock"
@@ -25,10 +25,11 @@ _TABLE = {
     "actlog-json-v1": "actstore.formats.actlog_json:V1",
     "actlog-json-v2": "actstore.formats.actlog_json:V2",
     "actlog-json-v3": "actstore.formats.actlog_json:V3",
+    "actlog-lmdb": "actstore.formats.actlog_lmdb:ACTLOG_LMDB",
     "npy-layers": "actstore.formats.npy_layers:NPY_LAYERS",
     "pt-shards": "actstore.formats.pt_shards:PT_SHARDS",
 }
-_FAMILIES = {"json": "actlog-json-"}
+FAMILIES = {"json": "actlog-json-", "lmdb": "actlog-lmdb"}
 """Backends whose name, of a source, also stands for formats of older systems."""
 
 
@@ -66,15 +67,15 @@ def source_path(path: str | os.PathLike[str], name: str) -> tuple[Path, Format]:
         raise NotFoundError("not_a_store", f"`{place}` does not exist; give what to import")
     if name in _TABLE:
         # Versions of one system go on with each other's directories, so each of them reads them all.
-        family = next((family for family in _FAMILIES.values() if name.startswith(family)), name)
+        family = next((family for family in FAMILIES.values() if name.startswith(family)), name)
         found = format_of(place, family)
         if found is not None:
             return place, find(name)
         what = f"is not `{name}`"
     else:
-        if name != AUTO and name not in _FAMILIES:
+        if name != AUTO and name not in FAMILIES:
             find(name)
-        found = format_of(place, _FAMILIES.get(name, ""))
+        found = format_of(place, FAMILIES.get(name, ""))
         if found is not None:
             return place, found
         what = "is in none of the formats " + ", ".join(f"`{known}`" for known in _TABLE)

@@ -93,6 +93,17 @@ class Tree:
         part.replace(path)
         part.parent.rmdir()
 
+    def growing(self, name: str) -> Path:
+        """Where the file `name` grows: who writes it makes it durable, and goes on with what is there."""
+        path = self._partial / name
+        self._wanted.add(path)
+        return path
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether an interrupted export of the same has begun the tree."""
+        return self._is_mine(self._partial)
+
     def __enter__(self) -> Self:
         if self._partial.is_symlink() or (self._partial.exists() and not is_partial(self._partial)):
             message = f"`{self._partial}`, where the export would grow, is something else; move it away"

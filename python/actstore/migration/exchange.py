@@ -13,6 +13,7 @@ from actstore import formats
 from actstore import store as stores
 from actstore.errors import InvalidInputError
 from actstore.formats.place import refuse_inside
+from actstore.formats.table import AUTO, FAMILIES
 from actstore.store import Store
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["exchange", "is_exchange"]
 
-_AUTO = "auto"
 _SELECTIONS = ("keys", "layers", "points")
 
 
@@ -40,7 +40,7 @@ def _is_foreign(source: Place, source_format: str | None) -> bool:
         return False
     if source_format in formats.names():
         return True
-    return source_format in (None, _AUTO, "json") and formats.format_of(source) is not None
+    return source_format in (None, AUTO, *FAMILIES) and formats.format_of(source) is not None
 
 
 def exchange(
@@ -93,21 +93,21 @@ def _through_a_store(
 def _refuse(request: Request, names: list[str], given: Any) -> None:
     used = [name for name in names if given[name] is not None]
     if used:
-        way = f"from `{request.source_format or _AUTO}` to `{request.target_format or _AUTO}`"
+        way = f"from `{request.source_format or AUTO}` to `{request.target_format or AUTO}`"
         message = f"`{used[0]}` cannot be given {way}; import everything into a store, then migrate what is wanted"
         raise InvalidInputError("invalid_option", message)
 
 
 def _import(source: Any, target: Place, request: Request, **options: Any) -> MigrationReport:
     settings = {name: value for name, value in request.options.items() if value is not None}
-    if request.target_format not in (None, _AUTO):
+    if request.target_format not in (None, AUTO):
         settings["target_format"] = request.target_format
     elif not isinstance(target, Store) and not Path(target).exists():
         message = f"`{target}` does not exist; say what to create there with `target_format`"
         raise InvalidInputError("invalid_option", message)
     if request.on_conflict != "error":
         settings["on_conflict"] = request.on_conflict
-    return formats.import_store(source, target, request.source_format or _AUTO, **settings, **options)
+    return formats.import_store(source, target, request.source_format or AUTO, **settings, **options)
 
 
 @contextmanager

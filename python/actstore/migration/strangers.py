@@ -18,7 +18,7 @@ _LMDB_MAGIC_OFFSETS = (16, 24)
 _LMDB_DATA = "data.mdb"
 _OWN_FILES_AND = ("shards", "logs", "activations")
 """With names that begin with `actstore`, all that the top of a store may have when its creation was interrupted."""
-_NOT_YET = "of LMDB only actstore's own stores can be migrated so far"
+_NO_LOG = "and that is no log of `actlog-lmdb` either"
 
 
 def found_instead_of_a_store(path: Path) -> str:
@@ -27,10 +27,10 @@ def found_instead_of_a_store(path: Path) -> str:
         return "does not exist; give the store to migrate"
     if path.is_file() and (path.parent / "actstore.lock").is_file():
         return f"is a file of a store; give its directory, `{path.parent}`"
-    if _is_lmdb(path) or _is_lmdb(path / _LMDB_DATA):
-        return f"is an LMDB environment that actstore did not write; {_NOT_YET}"
     if (format := format_of(path)) is not None:
         return f"is no store, but in the format `{format.name}`; give that, or `auto`, as its format"
+    if _is_lmdb(path) or _is_lmdb(path / _LMDB_DATA):
+        return f"is an LMDB environment that actstore did not write, {_NO_LOG}"
     return f"holds no actstore store and is in none of the formats {', '.join(f'`{name}`' for name in names())}"
 
 

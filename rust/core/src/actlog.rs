@@ -68,13 +68,33 @@ impl Actlog {
         self.len() == 0
     }
 
-    /// The keys, in ascending order of bytes.
+    /// Every key, in ascending order of bytes.
     pub fn keys(&self) -> Result<Vec<String>> {
-        let text = |key: Vec<u8>| {
-            String::from_utf8(key)
-                .map_err(|e| malformed(format!("the key `{}` is no text", e.as_bytes().escape_ascii())))
-        };
-        self.entries.keys()?.into_iter().map(text).collect()
+        let keys = self.keys_after("", usize::MAX)?;
+        if keys.len() as u64 == self.len() {
+            return Ok(keys);
+        }
+        Err(malformed(format!("an environment of `{}` keys has `{}`", self.len(), keys.len())))
+    }
+
+    /// The first `most` keys after a key, in ascending order of bytes; after the empty key come all.
+    pub fn keys_after(&self, after: &str, most: usize) -> Result<Vec<String>> {
+        let mut from = after.as_bytes().to_vec();
+        if !from.is_empty() {
+            // No key lies between this one and `after`.
+            from.push(0);
+        }
+        let mut entries = self.entries.entries_from(&from)?;
+        let mut keys = Vec::new();
+        while keys.len() < most
+            && let Some(key) = entries.advance()?
+        {
+            let key = std::str::from_utf8(key)
+                .map_err(|_| malformed(format!("the key `{}` is no text", key.escape_ascii())))?;
+            keys.push(key.to_owned());
+        }
+        self.entries.check_unwritten()?;
+        Ok(keys)
     }
 
     /// The entry of a key.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
+use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 const MOST_PARTS: usize = 1024;
+/// So much is appended before the disk begins to work on it.
+const BEGIN_BYTES: u64 = 8 << 20;
 /// How often, and how long, a lock that is held is tried again.
 const LOOKS: usize = 5;
 const LOOK: Duration = Duration::from_millis(2);
@@ -104,12 +107,12 @@ impl Disk for OsDisk {
         let file = options(OpenOptions::new().write(true).create_new(true))
             .open(path)
             .map_err(|e| Error::io("create", path, e))?;
-        Ok(Box::new(OsAppender { file, path: path.to_owned(), length: 0 }))
+        Ok(Box::new(OsAppender::new(file, path)))
     }
 
     fn resume(&self, path: &Path, length: u64) -> Result<Box<dyn Appender>> {
         let file = options(OpenOptions::new().write(true)).open(path).map_err(|e| refuse_link("open", path, e))?;
-        let mut appender = OsAppender { file, path: path.to_owned(), length };
+        let mut appender = OsAppender::new(file, path);
         appender.truncate(length)?;
         Ok(Box::new(appender))
     }
@@ -150,6 +153,24 @@ struct OsAppender {
     file: File,
     path: PathBuf,
     length: u64,
+    /// Up to where the system was told to begin writing.
+    begun: u64,
+}
+
+impl OsAppender {
+    fn new(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_owned(), length: 0, begun: 0 }
+    }
+
+    /// Has the disk work on what was appended while more comes, so that a sync waits for little. Nothing relies on it.
+    fn begin_writing(&mut self) {
+        let length = self.length.saturating_sub(self.begun);
+        if length >= BEGIN_BYTES {
+            // Pages that nobody needs are written at once; those that still have to be written stay in memory.
+            let _advice = fadvise(&self.file, self.begun, NonZero::new(length), Advice::DontNeed);
+            self.begun = self.length;
+        }
+    }
 }
 
 impl Appender for OsAppender {
@@ -173,6 +194,7 @@ impl Appender for OsAppender {
                 }
             }
         }
+        self.begin_writing();
         Ok(())
     }
 
@@ -182,7 +204,7 @@ impl Appender for OsAppender {
 
     fn truncate(&mut self, length: u64) -> Result<()> {
         self.file.set_len(length).map_err(|e| Error::io("cut", &self.path, e))?;
-        self.length = length;
+        (self.length, self.begun) = (length, length);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::buffer::PyLoggedLayer;
+use crate::buffer::{Bytes, PyLoggedLayer};
 use crate::errors::Outcome;
 use crate::pickle::object;
 
@@ -34,6 +34,10 @@ impl PyActlogLmdb {
         Ok(py.detach(|| self.log.keys())?)
     }
 
+    fn keys_after(&self, py: Python<'_>, after: &str, most: usize) -> Outcome<Vec<String>> {
+        Ok(py.detach(|| self.log.keys_after(after, most))?)
+    }
+
     fn get(&self, py: Python<'_>, key: &str) -> Outcome<PyLoggedEntry> {
         let entry = py.detach(|| self.log.get(key))?;
         Ok(PyLoggedEntry { entry: Arc::new(entry) })
@@ -43,6 +47,18 @@ impl PyActlogLmdb {
         let metadata = py.detach(|| self.log.metadata(key))?;
         owned(py, metadata.as_ref())
     }
+}
+
+#[pyfunction]
+pub(crate) fn put_exported(
+    py: Python<'_>,
+    path: &str,
+    values: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)>,
+) -> Outcome<()> {
+    let values = values.iter().map(|(key, value)| Ok((Bytes::of(key)?, Bytes::of(value)?)));
+    let values: Vec<_> = values.collect::<Outcome<_>>()?;
+    let slices: Vec<_> = values.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).collect();
+    Ok(py.detach(|| actstore::store::lmdb::put_exported(Path::new(path), &slices))?)
 }
 
 /// A value whose bytes are its own, or nothing.

@@ -22,7 +22,7 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use crate::actlog::{PyActlogLmdb, PyLoggedEntry};
+    use crate::actlog::{PyActlogLmdb, PyLoggedEntry, put_exported};
     #[pymodule_export]
     use crate::buffer::{PyLoggedLayer, PyRows, PySlot};
     #[pymodule_export]

@@ -315,7 +315,7 @@ impl Environment {
         // A handle of the same file may be on its way out in another thread.
         let mut tries = 0..TRIES;
         let (env, lock, read_only) = loop {
-            match descriptors::refuse_others(&root).and_then(|()| open_env(&root)) {
+            match descriptors::refuse_others(&root).and_then(|()| open_env(&root, 0)) {
                 Err(error) if error.kind() == Kind::AlreadyOpen && tries.next().is_some() => {
                     std::thread::sleep(PAUSE);
                 }
@@ -331,11 +331,15 @@ impl Environment {
     }
 }
 
-/// The environment in `root`, its lock file, and why it can only be read, if so.
-fn open_env(root: &Path) -> Result<(Env<WithoutTls>, Option<LockFile>, Option<Error>)> {
+type OpenedEnv = (Env<WithoutTls>, Option<LockFile>, Option<Error>);
+
+/// The environment in `root`, with a map that has `room` bytes beyond its file at least; its lock file, and why it can
+/// only be read, if so.
+pub(super) fn open_env(root: &Path, room: u64) -> Result<OpenedEnv> {
     let path = root.join(DATA);
     let length = path.symlink_metadata().map_err(|e| Error::io("open", &path, e))?.len();
-    let size = usize::try_from(length.saturating_mul(2)).unwrap_or(usize::MAX / 2).max(LEAST_MAP);
+    let size = length.saturating_add(room.max(length));
+    let size = usize::try_from(size).unwrap_or(usize::MAX / 2).max(LEAST_MAP);
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(size.next_multiple_of(MAP_UNIT)).max_readers(READERS).max_dbs(DATABASES);
     let reserved = reserve(&root.join(LOCK), LOCK_BYTES);

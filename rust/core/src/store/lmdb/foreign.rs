@@ -8,9 +8,8 @@ use std::path::Path;
 
 use super::DATA;
 use super::walk::DataFile;
-use super::walk::keys::Keys;
+use super::walk::cursor::Cursor;
 use crate::error::{Error, Kind, Result};
-use crate::format::malformed;
 
 /// An environment as its last commit left it. Nothing is written or locked, so a program that writes to it is only
 /// noticed: reading then fails as `locked`.
@@ -56,14 +55,33 @@ impl ForeignLmdb {
         value
     }
 
-    /// Every key, in ascending order of bytes.
-    pub fn keys(&self) -> Result<Vec<Vec<u8>>> {
-        let keys = Keys::new(&self.file).and_then(Iterator::collect::<Result<Vec<_>>>);
+    /// Says whether what was read so far is as one commit left it.
+    pub fn check_unwritten(&self) -> Result<()> {
+        self.file.check_unwritten()
+    }
+
+    /// Keys from the first that is not less than `key`, with their values, in the memory of one page of each level.
+    pub fn entries_from(&self, key: &[u8]) -> Result<ForeignEntries<'_>> {
+        Ok(ForeignEntries { file: &self.file, cursor: Cursor::at(&self.file, key)? })
+    }
+}
+
+/// Keys in ascending order.
+pub struct ForeignEntries<'a> {
+    file: &'a DataFile,
+    cursor: Cursor<'a>,
+}
+
+impl ForeignEntries<'_> {
+    /// The next key; none after the last one.
+    pub fn advance(&mut self) -> Result<Option<&[u8]>> {
+        self.cursor.advance()
+    }
+
+    /// The value of the key that `advance` gave last.
+    pub fn value(&self) -> Result<Vec<u8>> {
+        let value = self.cursor.value();
         self.file.check_unwritten()?;
-        let keys = keys?;
-        if keys.len() as u64 == self.len() {
-            return Ok(keys);
-        }
-        Err(malformed(format!("an environment of `{}` keys has `{}`", self.len(), keys.len())))
+        value
     }
 }

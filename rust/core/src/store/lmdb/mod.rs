@@ -4,6 +4,7 @@
 mod batch;
 mod descriptors;
 mod environment;
+mod exported;
 mod failure;
 mod foreign;
 mod opening;
@@ -18,7 +19,8 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwapOption;
 
 use self::batch::Batch;
-pub use self::foreign::ForeignLmdb;
+pub use self::exported::put_exported;
+pub use self::foreign::{ForeignEntries, ForeignLmdb};
 use self::opening::{create, open, recognises};
 use self::stored::{LmdbEntry, Shared};
 use super::root::bytes_of_files;

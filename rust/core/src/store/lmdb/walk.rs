@@ -2,7 +2,7 @@
 //! process. Here nothing is trusted, and a file that passes [`DataFile::walk`] holds nothing that LMDB trips over. The
 //! file must not be written meanwhile.
 
-pub(super) mod keys;
+pub(super) mod cursor;
 mod meta;
 mod page;
 

@@ -117,6 +117,17 @@ impl Page {
         self.nodes.iter().skip(1).take_while(above).last().or(self.nodes.first())
     }
 
+    /// The first node at or after `key`: of a leaf the first one whose key is not less, of a branch the one that such keys
+    /// lie under.
+    pub(super) fn position(&self, key: &[u8], role: Role) -> usize {
+        if self.leaf {
+            return self.nodes.partition_point(|node| role.order(self.key(node), key) == Ordering::Less);
+        }
+        // The first key of a branch bounds nothing.
+        let inner = self.nodes.get(1..).unwrap_or_default();
+        inner.partition_point(|node| role.order(self.key(node), key) != Ordering::Greater)
+    }
+
     fn parse_nodes(&self, role: Role) -> Result<Vec<Node>> {
         let header = size(HEADER_BYTES)?;
         let (lower, upper) = (usize::from(u16_at(&self.bytes, 12)?), usize::from(u16_at(&self.bytes, 14)?));
