@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,7 +40,8 @@ class Extraction:
                 message = f"`target_layers` is `{self.target_layers}`; one of {_listed(TARGET_LAYERS)}, or a list"
                 raise InvalidInputError("unknown_layer", message)
         else:
-            listed = self.target_layers if isinstance(self.target_layers, Iterable) else [self.target_layers]
+            given: Any = self.target_layers
+            listed = given if hasattr(given, "__iter__") else [given]
             numbers = [whole("target_layers", number, "unknown_layer") for number in listed]
             object.__setattr__(self, "target_layers", numbers)
         if self.sequence_mode not in SEQUENCE_MODES:
@@ -99,7 +100,7 @@ class Extraction:
             return set(parts.get(self.target_layers, range(count)))
         for number in self.target_layers:
             if not -count <= number < count:
-                message = f"`target_layers` has `{number}`, but there are `{count}` hidden states, of which 0 is the embedding"
+                message = f"`target_layers` has `{number}`; there are `{count}` hidden states, 0 is the embedding"
                 raise InvalidInputError("unknown_layer", message)
         return {number % count for number in self.target_layers}
 
