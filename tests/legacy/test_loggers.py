@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ class CudaStorage:
 
 class CudaTensor:
     def __reduce__(self) -> Any:
-        rebuild: Any = torch._utils._rebuild_tensor_v2
+        rebuild = import_module("torch._utils")._rebuild_tensor_v2
         return rebuild, (CudaStorage(), 0, (1, 2, 4), (8, 4, 1), False, OrderedDict())
 
 
@@ -561,7 +562,9 @@ def test_old_entries_of_every_era_have_the_shape_they_had(era: str, said: Any, t
         if own is None:
             assert state is None
             continue
-        assert (flat(state).tobytes(), tuple(state.shape)) == (own.tobytes(), own.shape)
+        read = flat(state)
+        assert read is not None
+        assert (read.tobytes(), read.shape) == (own.tobytes(), own.shape)
         assert state.untyped_storage().nbytes() == own.nbytes
 
 
@@ -609,7 +612,7 @@ def test_a_missing_key_is_the_same_error_everywhere(write: Any, tmp_path: Path) 
 
 def test_any_store_is_read_as_a_log(tmp_path: Path) -> None:
     with actstore.create(tmp_path / "s") as store:
-        rows = dict.fromkeys(("embed", "resid_post.1", "mlp_out.0"), np.ones((3, 4), np.float32))
+        rows = {point: np.ones((3, 4), np.float32) for point in ("embed", "resid_post.1", "mlp_out.0")}
         store.put(prompt="p", token_ids=[1, 2, 3], prompt_length=2, metadata={"model": "m"}, activations=rows)
     for make in (ActivationsLogger, JsonActivationsLogger):
         with make(tmp_path / "s", read_only=True) as log:

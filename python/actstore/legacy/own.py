@@ -30,7 +30,9 @@ def open_own(path: Path, backend: str, codec: str | None, *, read_only: bool) ->
     if read_only:
         return OwnLog(stores.open(path))
     existing = open_existing(path, {"backend": backend, "codec": codec})
-    return OwnLog(existing or stores.create(path, backend, codec=codec, on_conflict="replace"))
+    if existing is not None:
+        return OwnLog(existing)
+    return OwnLog(stores.create(path, backend, codec=codec, on_conflict="replace"))
 
 
 class OwnLog:
