@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,28 @@ def test_the_command_of_the_refusal_makes_a_log_to_go_on_with(
         entry = log.get_entry(KEY)
         require_states(entry["all_layers_activations"], expected["all_layers_activations"])
         assert all(entry[name] == SAID[name] for name in SAID)
+
+
+@BOTH
+@pytest.mark.parametrize("format", ["actlog-json-v1", "actlog-json-v3"])
+def test_what_was_logged_goes_back_to_the_older_program_as_it_was(make: Make, format: str, tmp_path: Path) -> None:
+    states = [state.half() for state in STATES]
+    with make(tmp_path / "log", sequence_mode="prompt") as log:
+        log.log_entry("k", ready(states, input_length=6, response="r", model="m", own={"a": float("inf")}))
+        expected = log.get_entry("k")
+    assert actstore.migrate(tmp_path / "log", tmp_path / "old", target_format=format, verify=True).left_out == ()
+    with make(tmp_path / "old", read_only=True) as log:
+        entry = log.get_entry("k")
+    require_states(entry.pop("all_layers_activations"), expected.pop("all_layers_activations"))
+    assert expected.items() <= entry.items()
+
+
+@BOTH
+def test_several_threads_log_at_once(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path / "log") as log:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(log.log_entry, map(str, range(40)), [ready(n=number) for number in range(40)]))
+        assert sorted(log.get_entry(key)["n"] for key in log.list_entries()) == list(range(40))
 
 
 @BOTH
