@@ -239,6 +239,18 @@ def test_h6_layers_that_are_missing_or_unlike_and_bfloat16_are_kept(make: Make, 
 
 
 @BOTH
+def test_h6_states_without_an_axis_for_the_batch_and_one_array_of_all_come_back(make: Make, tmp_path: Path) -> None:
+    flat_states = [state[0] for state in STATES]
+    with make(tmp_path / "log") as log:
+        log.log_entry("flat", ready(flat_states))
+        log.log_entry("stacked", ready(torch.stack(STATES)))
+        log.log_entry("numpy", ready(np.stack([state.numpy() for state in STATES])))
+        require_states(log.get_entry("flat")["all_layers_activations"], flat_states)
+        for key in ("stacked", "numpy"):
+            require_states(log.get_entry(key)["all_layers_activations"], STATES)
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("layers", "kept"), [("first_half", {0, 1}), ("second_half", {2, 3}), ([0, -1], {0, 3}), ((2,), {2})]
 )
