@@ -184,6 +184,12 @@ def test_h3_rows_of_a_part_are_not_cut_again(make: Make, mode: str, rows: slice,
         torch.testing.assert_close(responses, generation(PROMPT, NEW).expected[-1][0, PROMPT : rows.stop])
 
 
+def test_h3_outputs_have_the_mode_they_were_logged_by(tmp_path: Path) -> None:
+    with ActivationsLogger(tmp_path / "log", sequence_mode="response") as log:
+        log.log_entry("k", generated(logging_config={"target_layers": "all", "sequence_mode": "all"}))
+        assert log.get_entry("k")["logging_config"] == {"target_layers": "all", "sequence_mode": "response"}
+
+
 def test_h3_an_old_entry_says_its_mode(tmp_path: Path) -> None:
     config = {"target_layers": "all", "sequence_mode": "response"}
     path = write_log(tmp_path / "log", wrapped([STATES[0]], NONE), {**SAID, "logging_config": config})
@@ -452,6 +458,12 @@ def test_h13_search_finds_what_is_there_and_close_closes(make: Make, read_only: 
         for place in ("France", "Peru"):
             log.log_entry(place, ready(prompt=f"What is the capital of {place}?"))
         log.log_entry("nothing", {"all_layers_activations": None})
+        nothing = log.get_entry("nothing")
+        assert (nothing["has_activations"], nothing["all_layers_activations"], "prompt" in nothing) == (
+            False,
+            None,
+            False,
+        )
     log = make(tmp_path / "log", read_only=read_only)
     found = log.search_metadata(lambda meta: "France" in meta.get("prompt", ""))
     assert found == [("France", log.get_entry("France", metadata_only=True))]
@@ -707,6 +719,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a length of text": (ready(input_length="5"), "invalid_option", "`input_length` has `'5'`"),
     "a place of text": (ready(trim_position="5"), "invalid_option", "`trim_position` has `'5'`"),
     "a batch": (ready([torch.zeros(2, 3, 8)]), "invalid_tensor", "hidden state `0` has the shape `[2, 3, 8]`"),
+    "both axes": (ready([STATES[0], STATES[1][0]]), "invalid_tensor", "some of `all_layers_activations` have an axis"),
     "text": (ready([None, "a"]), "invalid_tensor", "hidden state `1` is a `str`"),
     "a dict": (ready({"layer_0": STATES[0]}), "invalid_tensor", "`all_layers_activations` is a dict"),
     "a field of bytes": (ready(own=b"a"), "invalid_metadata", "own` is a `bytes`, which JSON cannot hold"),

@@ -87,6 +87,8 @@ class Logger:
         for name in ("input_length", "trim_position"):
             if record.get(name) is not None:
                 record[name] = _count(name, record[name])
+        if _OUTPUTS in entry:
+            record[_CONFIG] = self._extraction.config
         states = self._states(entry, record)
         record.setdefault("trim_position", None)
         record.setdefault(_CONFIG, self._extraction.config)
@@ -155,7 +157,7 @@ class Logger:
                 raise InvalidInputError("invalid_metadata", message)
             return self._extraction.of_outputs(entry[_OUTPUTS], length, record.get("trim_position"))
         if _STATES not in entry:
-            message = f"an entry needs `{_OUTPUTS}` and `input_length`, or `{_STATES}`; it has {sorted(entry)}"
+            message = f"an entry needs `{_OUTPUTS}` and `input_length`, or `{_STATES}`; it has {list(entry)}"
             raise InvalidInputError("invalid_metadata", message)
         states = _checked(entry[_STATES])
         return states if _CONFIG in record else self._extraction.of_states(states, length)
@@ -257,4 +259,7 @@ def _checked(given: Any) -> States:
             what = f"has the shape `{list(shape)}`" if shape else f"is a `{type(state).__name__}`"
             message = f"hidden state `{index}` {what}; give arrays or tensors `[1, tokens, d]`, or None"
             raise InvalidInputError("invalid_tensor", message)
+    if len({state.ndim for state in states if state is not None}) > 1:
+        message = f"some of `{_STATES}` have an axis for the batch and some have none; give one or the other"
+        raise InvalidInputError("invalid_tensor", message)
     return states
