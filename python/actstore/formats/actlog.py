@@ -28,19 +28,6 @@ _OTHER_MODE = "other"
 """What is written as `sequence_mode` where the rows are none of those it has names for."""
 
 
-class Recipient(Protocol):
-    """Who gets an entry as the loggers have it: an `Export`, or whoever reads it so."""
-
-    @property
-    def layers(self) -> int | None:
-        """How many the model has; None where nobody said."""
-        ...
-
-    def note(self, sentence: str) -> None:
-        """Hear what the entry loses."""
-        ...
-
-
 def imported(key: str, record: Record, states: States | None, format: str, mode: object = None) -> Imported:
     """The entry of a log's `record` and its list of hidden states, each [1, tokens, d] or None.
 
@@ -104,6 +91,19 @@ def _tokens(record: Record, rows: set[int], mode: object) -> tuple[int | None, l
     if first is None or not fits[cast("str", mode)]:
         return length, None
     return length, [(first, first + count)] if count else []
+
+
+class Recipient(Protocol):
+    """Who gets an entry as the loggers have it: an `Export`, or whoever reads it so."""
+
+    @property
+    def layers(self) -> int | None:
+        """How many the model has; None where nobody said."""
+        ...
+
+    def note(self, sentence: str) -> None:
+        """Hear what the entry loses."""
+        ...
 
 
 def logged_record(entry: Entry, export: Recipient) -> dict[str, Any]:
