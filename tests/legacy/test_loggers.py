@@ -488,6 +488,9 @@ def test_h13_of_an_old_log_only_metadata_is_searched(tmp_path: Path) -> None:
         assert log.search_metadata(lambda meta: meta["model"] == "m/1") == [(KEY, SAID)]
         with pytest.raises(ActstoreError):
             log.get_entry(KEY)
+    with pytest.raises(ReadOnlyError) as caught:
+        log.list_entries()
+    assert caught.value.kind == "closed"
 
 
 def test_h14_a_log_grows_beyond_its_map_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
