@@ -28,7 +28,7 @@ LEVELS = [
     {"store"},
     {"options"},
     {"capture", "formats"},
-    {"migration"},
+    {"migration", "legacy"},
     {"__init__"},
     {"cli"},
     {"__main__"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from actstore import arrays
 from actstore.errors import CorruptError
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.entry import Entry
-    from actstore.formats.record import Export
 
     States = Sequence[NDArray[Any] | None]
     Named = Mapping[str, NDArray[Any] | None]
     Record = Mapping[str, Any]
 
-__all__ = ["has_batch_axis", "imported", "logged_record", "logged_states"]
+__all__ = ["Recipient", "has_batch_axis", "imported", "logged_record", "logged_states"]
 
 _DERIVED = ("all_layers_activations", "has_activations", "activation_file", "activation_shape_info", "key")
 _FIRST = ("prompt", "response", "input_length", "model", "messages", "trim_position")
@@ -108,7 +107,20 @@ def _tokens(record: Record, rows: set[int], mode: object) -> tuple[int | None, l
     return length, [(first, first + count)] if count else []
 
 
-def logged_record(entry: Entry, export: Export) -> dict[str, Any]:
+class Recipient(Protocol):
+    """Who gets an entry as the loggers have it: an `Export`, or whoever reads it so."""
+
+    @property
+    def layers(self) -> int | None:
+        """How many the model has; None where nobody said."""
+        ...
+
+    def note(self, sentence: str) -> None:
+        """Hear what the entry loses."""
+        ...
+
+
+def logged_record(entry: Entry, export: Recipient) -> dict[str, Any]:
     """The fields of `entry` as the loggers order them, up to `trim_position`, then the others."""
     known = conventions_of(entry.metadata)
     metadata = {name: value for name, value in entry.metadata.items() if name != CONVENTIONS or not known}
@@ -127,7 +139,7 @@ def logged_record(entry: Entry, export: Export) -> dict[str, Any]:
     return first | fields
 
 
-def _mode(entry: Entry, export: Export) -> str:
+def _mode(entry: Entry, export: Recipient) -> str:
     positions, length = entry.positions, entry.prompt_length
     if positions is not None and length is not None and positions:
         if positions == list(range(length, length + len(positions))):
@@ -139,7 +151,7 @@ def _mode(entry: Entry, export: Export) -> str:
     return _OTHER_MODE
 
 
-def logged_states(entry: Entry, export: Export) -> list[str | None]:
+def logged_states(entry: Entry, export: Recipient) -> list[str | None]:
     """The hook point of each hidden state of `entry`, None for one that is not stored."""
     count = conventions_of(entry.metadata).get("hidden_states")
     if not isinstance(count, int):

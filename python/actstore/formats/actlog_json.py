@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from actstore import _core
-from actstore.errors import ActstoreError, CorruptError, InvalidInputError
+from actstore.errors import ActstoreError, CorruptError, InvalidInputError, NotFoundError
 from actstore.formats.actlog import imported
 from actstore.formats.actlog_json_writing import write
 from actstore.formats.reading import inside, map_npy, npy_layout, read_json, reading
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     States = list[NDArray[Any] | None]
 
-__all__ = ["V1", "V2", "V3", "Log"]
+__all__ = ["V1", "V2", "V3", "Log", "Logged"]
 
 _INDEX = "metadata.json"
 _LINES = "metadata.jsonl"
@@ -40,6 +40,14 @@ _FIRST_LINES = 8
 _LONGEST_LINE = 1 << 24
 _MOST_STATES = 4096
 """No model has as many layers: a file that says so would be no longer than others."""
+
+
+class Logged(NamedTuple):
+    """What a log has of an entry; `states` reads its hidden states, each [1, tokens, d] or None; None for none."""
+
+    format: str
+    record: dict[str, Any]
+    states: Callable[[], States | None]
 
 
 class Log:
@@ -54,7 +62,7 @@ class Log:
             raise CorruptError("malformed", f"`{root / _INDEX}` has no object `entries`")
         self._records = cast("dict[str, Any]", entries)
         config = cast("dict[str, Any]", index).get("logger_config")
-        self._mode = cast("dict[str, Any]", config).get("sequence_mode") if isinstance(config, dict) else None
+        self.config = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
         self._lines = self._read_lines() if (root / _LINES).is_file() else {}
 
     def keys(self) -> list[str]:
@@ -63,8 +71,15 @@ class Log:
 
     def load(self, key: str) -> Imported:
         """The entry of `key`. Errors: what is missing, damaged, unsafe, or an array of objects."""
+        logged = self.logged(key)
+        return imported(key, logged.record, logged.states(), logged.format, self.config.get("sequence_mode"))
+
+    def logged(self, key: str) -> Logged:
+        """The record of `key`, with its hidden states to be read. Errors: as for `load`, and `no_such_key`."""
         if key in self._lines:
             return self._from_sidecar(key)
+        if key not in self._records:
+            raise NotFoundError("no_such_key", f"the log `{self.root}` has no entry `{key}`")
         record = self._records[key]
         place = f"entry `{key}` of `{self.root / _INDEX}`"
         if not isinstance(record, dict):
@@ -74,17 +89,13 @@ class Log:
         if name is None:
             if fields.get("has_activations"):
                 raise CorruptError("malformed", f"{place} has activations, but no `activation_file`")
-            return imported(key, fields, None, "actlog-json-v1", self._mode)
+            return Logged("actlog-json-v1", fields, _no_states)
         path = inside(self.root, name, f"`activation_file` of {place}")
         if path.suffix == ".npy":
-            return imported(key, fields, _states_of_npy(path), "actlog-json-v2", self._mode)
-        document = read_json(path, _as_array)
-        if _is_sidecar(document):
-            # A newer logger wrote its record over the states, and its line in the index is lost.
-            raise CorruptError("malformed", f"`{path}` has no `{_STATES}`: a newer logger has written over them")
-        return imported(key, fields, _states_of_json(document, path), "actlog-json-v1", self._mode)
+            return Logged("actlog-json-v2", fields, partial(_states_of_npy, path))
+        return Logged("actlog-json-v1", fields, partial(_states_of_v1, path))
 
-    def _from_sidecar(self, key: str) -> Imported:
+    def _from_sidecar(self, key: str) -> Logged:
         path = inside(self.root, f"activations/{key}.json", f"`key` in `{self.root / _LINES}`")
         record = read_json(path, _as_array)
         if not isinstance(record, dict):
@@ -93,11 +104,10 @@ class Log:
         if _STATES in fields:
             older = self._records.get(key)
             line = {**(cast("dict[str, Any]", older) if isinstance(older, dict) else {}), **self._lines[key]}
-            return imported(key, line, _states_of_json(fields, path), "actlog-json-v1", self._mode)
+            return Logged("actlog-json-v1", line, partial(_states_of_json, fields, path))
         has = fields.get("has_activations", self._lines[key].get("has_activations"))
         beside = inside(self.root, f"activations/{key}.npy", f"`key` in `{self.root / _LINES}`")
-        states = _states_of_npy(beside) if has else None
-        return imported(key, fields, states, "actlog-json-v3", self._mode)
+        return Logged("actlog-json-v3", fields, partial(_states_of_npy, beside) if has else _no_states)
 
     def _read_lines(self) -> dict[str, dict[str, Any]]:
         """The lines of the index by key; a later one counts. What is no line is passed over, as the logger did."""
@@ -111,6 +121,18 @@ class Log:
                     torn = "torn" if not text.endswith(b"\n") else "no JSON object with a `key`"
                     self.notes.append(f"line {number} of `{path}` is {torn} and was passed over")
         return found
+
+
+def _no_states() -> None:
+    return None
+
+
+def _states_of_v1(path: Path) -> States:
+    document = read_json(path, _as_array)
+    if _is_sidecar(document):
+        # A newer logger wrote its record over the states, and its line in the index is lost.
+        raise CorruptError("malformed", f"`{path}` has no `{_STATES}`: a newer logger has written over them")
+    return _states_of_json(document, path)
 
 
 def _line(text: bytes) -> dict[str, Any] | None:

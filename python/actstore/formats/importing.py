@@ -230,7 +230,7 @@ class _Tally:
     def put(self, writer: Writer, entry: Imported) -> None:
         """Queue the entry; one that no store can hold is left out."""
         try:
-            _put(writer, entry)
+            entry.put(writer)
         except (InvalidInputError, LimitExceededError) as error:
             # A failure in the background, which is of another entry and ends the import, is raised again by this.
             writer.flush()
@@ -250,22 +250,6 @@ class _Tally:
 def raw_bytes(entry: Imported) -> int:
     """Bytes of the entry's activations."""
     return sum(array.nbytes for array in entry.activations.values())
-
-
-def _put(writer: Writer, entry: Imported) -> None:
-    # A key that is the prompt's is not given, so that the entry says that it is.
-    of_prompt = isinstance(entry.prompt, str) and entry.key == _core.key_of_prompt(entry.prompt)
-    writer.put(
-        key=None if of_prompt else entry.key,
-        prompt=entry.prompt,
-        response=entry.response,
-        token_ids=entry.token_ids,
-        prompt_length=entry.prompt_length,
-        positions=entry.positions,
-        metadata=entry.metadata,
-        activations=entry.activations,
-        created=entry.created,
-    )
 
 
 def _batches(

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from actstore.entry import key_of_prompt
 from actstore.reports import Damage
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from actstore.arrays import Array
     from actstore.errors import ActstoreError
     from actstore.store import Store
+    from actstore.writer import Writer
 
 __all__ = ["CONVENTIONS", "Export", "Format", "Imported", "Pending", "Source", "conventions", "conventions_of"]
 
@@ -36,6 +38,22 @@ class Imported:
     prompt_length: int | None = None
     positions: Sequence[tuple[int, int]] | None = None
     created: float | None = None
+
+    def put(self, writer: Writer) -> None:
+        """Queue the entry. Errors: those of `Writer.put`."""
+        # A key that is the prompt's is not given, so that the entry says that it is.
+        of_prompt = isinstance(self.prompt, str) and self.key == key_of_prompt(self.prompt)
+        writer.put(
+            key=None if of_prompt else self.key,
+            prompt=self.prompt,
+            response=self.response,
+            token_ids=self.token_ids,
+            prompt_length=self.prompt_length,
+            positions=self.positions,
+            metadata=self.metadata,
+            activations=self.activations,
+            created=self.created,
+        )
 
 
 class Pending(NamedTuple):
