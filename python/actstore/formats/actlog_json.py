@@ -64,11 +64,8 @@ class Log:
         """The entry of `key`. Errors: what is missing, damaged, unsafe, or an array of objects."""
         if key in self._lines:
             return self._from_sidecar(key)
-        record = self._records[key]
+        fields = self._record(key)
         place = f"entry `{key}` of `{self.root / _INDEX}`"
-        if not isinstance(record, dict):
-            raise CorruptError("malformed", f"{place} is no object")
-        fields = cast("dict[str, Any]", record)
         name = fields.get("activation_file")
         if name is None:
             if fields.get("has_activations"):
@@ -83,12 +80,29 @@ class Log:
             raise CorruptError("malformed", f"`{path}` has no `{_STATES}`: a newer logger has written over them")
         return imported(key, fields, _states_of_json(document, path), "actlog-json-v1", self._mode)
 
-    def _from_sidecar(self, key: str) -> Imported:
+    def fields(self, key: str) -> dict[str, Any]:
+        """The record of `key`, without what its hidden states are. Errors: what is missing, damaged or unsafe."""
+        if key in self._lines:
+            _, record = self._sidecar(key)
+            return {**self._records.get(key, {}), **self._lines[key]} if _STATES in record else record
+        return self._record(key)
+
+    def _record(self, key: str) -> dict[str, Any]:
+        record = self._records[key]
+        if not isinstance(record, dict):
+            raise CorruptError("malformed", f"entry `{key}` of `{self.root / _INDEX}` is no object")
+        return cast("dict[str, Any]", record)
+
+    def _sidecar(self, key: str) -> tuple[Path, dict[str, Any]]:
+        """The file beside the states of `key`, or with them, and the object in it."""
         path = inside(self.root, f"activations/{key}.json", f"`key` in `{self.root / _LINES}`")
         record = read_json(path, _as_array)
         if not isinstance(record, dict):
             raise CorruptError("malformed", f"`{path}` is no object")
-        fields = cast("dict[str, Any]", record)
+        return path, cast("dict[str, Any]", record)
+
+    def _from_sidecar(self, key: str) -> Imported:
+        path, fields = self._sidecar(key)
         if _STATES in fields:
             line = {**self._records.get(key, {}), **self._lines[key]}
             return imported(key, line, _states_of_json(fields, path), "actlog-json-v1", self._mode)
