@@ -1,11 +1,14 @@
 """`reconstruct`: its options, what it prints, and how it ends."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 from answered import ONE_SENTENCE, answers, read_lines, write_lines, write_log
-from conftest import Run
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture
