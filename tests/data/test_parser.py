@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 import actstore
 from actstore.data import KNOWN_TEMPLATES, ActivationParser, open_log
 from actstore.data.join import Joined, split_by_key
-from actstore.errors import ActstoreError, CorruptError, InvalidInputError, NotFoundError, StorageIoError
+from actstore.errors import (
+    ActstoreError,
+    CorruptError,
+    InvalidInputError,
+    NotFoundError,
+    StorageIoError,
+    UntrustedInputError,
+)
 from answered import (
     KINDS,
     OLD_LOGS,
@@ -198,7 +205,7 @@ def test_h3_a_log_that_does_not_say_its_mode_is_not_guessed_at(tmp_path: Path) -
     assert np.array_equal(parser.get_activations(1)[2][2], logged[1].states[2])  # pyright: ignore[reportArgumentType]
 
 
-def test_answers_of_one_token_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_h11_answers_of_one_token_are_left_out_and_counted(tmp_path: Path) -> None:
     """The last token of an answer has no state, so an answer of one token has no rows."""
     logged = answers(4, rows=0)
     parser = parse(tmp_path, logged)
@@ -407,6 +414,37 @@ def test_a_damaged_entry_is_left_out_and_named(tmp_path: Path) -> None:
     parser = ActivationParser(inference, write_evaluation(tmp_path / "eval", halves(3)), log)
     assert (parser.report.matched, parser.report.used) == (3, 2)
     assert [damage["key"] for damage in parser.report.damaged] == [logged[1].key]
+
+
+class Gadget:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_h7_a_log_from_somebody_else_runs_nothing(tmp_path: Path) -> None:
+    logged = answers(3)
+    log = write_log("old lmdb", tmp_path / "log", logged)
+    put_pickles(tmp_path / "log_metadata", {logged[0].key: {"prompt": Gadget(tmp_path / "ran")}})
+    put_pickles(tmp_path / "log", {logged[1].key: {"data": Gadget(tmp_path / "ran"), "metadata": {}}})
+    rows = [{"prompt": answer.question, "halu": False} for answer in logged]
+    parser = ActivationParser(None, None, log, rows)
+    assert [damage["kind"] for damage in parser.report.damaged] == ["untrusted_input"]
+    with pytest.raises(UntrustedInputError) as caught:
+        parser.get_activations(0)
+    assert caught.value.kind == "untrusted_input"
+    assert parser.get_activations(1)[1].key == logged[2].key
+    assert not (tmp_path / "ran").exists()
+
+
+def test_h22_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    parser = parse(tmp_path, answers(4), "old lmdb")
+    assert len(list(parser.get_dataset("all", [0, 1]))) == 4
+    assert capfd.readouterr() == ("", "")
 
 
 def test_arrays_of_the_first_eras_are_no_layers(tmp_path: Path) -> None:

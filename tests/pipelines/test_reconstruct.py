@@ -128,6 +128,18 @@ def test_what_is_missing_or_corrupted_is_skipped_and_counted(tmp_path: Path) -> 
     assert f"entry `{logged[2].key}` has no `response`" in "\n".join(said_lines)
 
 
+def test_a_log_of_the_first_weeks_has_no_more_than_its_entries(tmp_path: Path) -> None:
+    """Neither metadata of their own nor a time."""
+    logged = answers(3, ONE_SENTENCE)
+    write_log("old lmdb", tmp_path / "log", logged, metadata=False)
+    write_lines(tmp_path / "qa", [*questions(logged), {"prompt": "never asked"}])
+    report, rows, _ = rebuild(tmp_path)
+    assert (report.matched, report.missing) == (3, 1)
+    assert [(row["generation"], row["input_length"], row["timestamp"]) for row in rows] == [
+        (answer.fields["response"], 3, None) for answer in logged
+    ]
+
+
 def test_verbose_says_what_document_003_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logged = answers(2, ONE_SENTENCE)
     write_log("old lmdb", tmp_path / "log", logged)
