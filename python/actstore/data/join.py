@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.data.templates import best_template
-from actstore.errors import ActstoreError, CorruptError, InvalidInputError, NotFoundError
+from actstore.data.unreadable import UNREADABLE
+from actstore.errors import CorruptError, InvalidInputError, NotFoundError
 from actstore.reports import Damage, counted
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ class _Join:
             return
         try:
             self._use(number, key, row, labels.halu)
-        except InvalidInputError:
-            raise
-        except ActstoreError as error:
+        except UNREADABLE as error:
+            if error.kind == "unknown_position":
+                raise
             self.damaged.append(Damage(kind=error.kind, message=error.message, key=key))
 
     def _use(self, number: int, key: str, row: Row, halu: bool) -> None:

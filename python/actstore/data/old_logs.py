@@ -7,7 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from actstore import _core, arrays
-from actstore.errors import ActstoreError, InvalidInputError, NotFoundError
+from actstore.data.unreadable import UNREADABLE
+from actstore.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,7 +89,7 @@ class LmdbLog:
     def __contains__(self, key: str, /) -> bool:
         try:
             return self._log.metadata(key) is not None or key in self._without_metadata
-        except ActstoreError:
+        except UNREADABLE:
             # It is there, and reading it says what is wrong with it.
             return True
 
@@ -100,7 +101,7 @@ class LmdbLog:
     def _has_metadata(self, key: str) -> bool:
         try:
             return self._log.metadata(key) is not None
-        except ActstoreError:
+        except UNREADABLE:
             return True
 
     def keys(self) -> list[str]:

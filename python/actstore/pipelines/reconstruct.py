@@ -15,15 +15,8 @@ from actstore.data.join import check_share, require_matches
 from actstore.data.logs import open_log
 from actstore.data.rows import KEY_FIELD, JsonLines
 from actstore.data.templates import KNOWN_TEMPLATES, best_template, check_template, without_template
-from actstore.errors import (
-    CorruptError,
-    InvalidInputError,
-    LimitExceededError,
-    NotFoundError,
-    StorageFullError,
-    StorageIoError,
-    UntrustedInputError,
-)
+from actstore.data.unreadable import UNREADABLE
+from actstore.errors import CorruptError, InvalidInputError, StorageFullError, StorageIoError
 from actstore.formats.place import refuse_inside
 from actstore.reports import counted
 
@@ -41,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Reconstruction", "inference_of_store", "reconstruct_inference"]
 
 _IF_THERE = ("messages", "trim_position")
-_SKIPPED = (CorruptError, InvalidInputError, LimitExceededError, NotFoundError, UntrustedInputError)
-"""What is wrong with one row or entry; anything else, such as a disk that fails, ends the work."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ def inference_of_store(
             for done, key in enumerate(log.keys(), 1):
                 try:
                     write(_row(key, log.fields(key), template))
-                except _SKIPPED as error:
+                except UNREADABLE as error:
                     skipped += 1
                     tell(f"entry `{key}` is skipped: {error.message}")
                 if progress is not None:
@@ -190,7 +181,7 @@ class _Work:
             else:
                 self.missing += 1
                 self._tell(f"{row.name}: `{key}` has no entry")
-        except _SKIPPED as error:
+        except UNREADABLE as error:
             self.corrupted += 1
             self._tell(f"{self._lines.path} line {number} is skipped: {error.message}")
 
