@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 import actstore
 from actstore.data import KNOWN_TEMPLATES, ActivationParser, open_log
-from actstore.data.join import Joined, split_by_key
+from actstore.data.join import Joined, Labels, join, split_by_key
+from actstore.data.rows import FrameRows
 from actstore.errors import (
     ActstoreError,
     CorruptError,
     InvalidInputError,
+    LockedError,
     NotFoundError,
     StorageIoError,
     UntrustedInputError,
@@ -414,6 +416,17 @@ def test_a_damaged_entry_is_left_out_and_named(tmp_path: Path) -> None:
     parser = ActivationParser(inference, write_evaluation(tmp_path / "eval", halves(3)), log)
     assert (parser.report.matched, parser.report.used) == (3, 2)
     assert [damage["key"] for damage in parser.report.damaged] == [logged[1].key]
+
+
+def test_a_log_that_is_written_to_meanwhile_ends_the_join(tmp_path: Path) -> None:
+    """It is no damage of one entry after the other."""
+    logged = answers(3)
+    log = open_log(write_log("old lmdb", tmp_path / "log", logged))
+    put_pickles(tmp_path / "log_metadata", {"other": {}})
+    rows = FrameRows([{"prompt": answer.question, "halu": False} for answer in logged])
+    with pytest.raises(LockedError) as caught:
+        join(rows, lambda _, row: Labels(False, bool(row.fields["halu"])), log, None, "response")
+    assert caught.value.kind == "locked"
 
 
 class Gadget:
