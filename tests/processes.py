@@ -17,5 +17,6 @@ def run_python(script: str, *arguments: object) -> str:
 def python(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """How `script` ends, and what it prints."""
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    places = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

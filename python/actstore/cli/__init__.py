@@ -6,6 +6,7 @@ from actstore.cli import doctor as doctor
 from actstore.cli import exchange as exchange
 from actstore.cli import info as info
 from actstore.cli import migrate as migrate
+from actstore.cli import reconstruct as reconstruct
 from actstore.cli import show as show
 from actstore.cli import verify as verify
 from actstore.cli.app import app

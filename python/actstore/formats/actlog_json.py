@@ -80,8 +80,7 @@ class Log:
             return self._from_sidecar(key)
         if key not in self._records:
             raise NotFoundError("no_such_key", f"the log `{self.root}` has no entry `{key}`")
-        record = self._records[key]
-        place = f"entry `{key}` of `{self.root / _INDEX}`"
+        record, place = self._records[key], f"entry `{key}` of `{self.root / _INDEX}`"
         if not isinstance(record, dict):
             raise CorruptError("malformed", f"{place} is no object")
         fields = cast("dict[str, Any]", record)
