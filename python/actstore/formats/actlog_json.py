@@ -23,6 +23,7 @@ from actstore.formats.record import Format, Pending, Source
 from actstore.formats.widening import numbers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
