@@ -64,6 +64,7 @@ class Export:
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
     export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
     again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out.
+    `parts`: what of `target` it wrote, in that order, where other exports may lie beside it.
     """
 
     store: Store
@@ -77,6 +78,7 @@ class Export:
     written: list[str] = field(default_factory=list[str])
     notes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[Damage] = field(default_factory=list[Damage])
+    parts: list[Path] = field(default_factory=list["Path"])
 
     @property
     def identity(self) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Tree", "file_name", "is_partial"]
+__all__ = ["Tree", "begun_as", "file_name", "is_partial"]
 
 _IDENTITY = ".export"
 _WRITING = ".writing"
@@ -86,6 +86,11 @@ class Tree:
         part.parent.rmdir()
 
     def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Make the place where the tree grows, before anything is written to it; entering the block does so too."""
         known = self._partial / _IDENTITY
         if self._partial.is_symlink() or (self._partial.exists() and not known.is_file()):
             message = f"`{self._partial}`, where the export would grow, is something else; move it away"
@@ -95,7 +100,6 @@ class Tree:
         with _storage_errors(self._target):
             self._partial.mkdir(parents=True, exist_ok=True)
             known.write_text(self._identity, encoding="utf-8")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -122,6 +126,12 @@ class Tree:
         # Until here an interrupted export is known for what it is.
         (self._target / _IDENTITY).unlink()
         _sync(self._target.parent)
+
+
+def begun_as(target: Path) -> str | None:
+    """The identity of an interrupted export to `target`; None where there is none."""
+    known = target.with_name(target.name + ".partial") / _IDENTITY
+    return known.read_text(encoding="utf-8") if known.is_file() else None
 
 
 def is_partial(path: Path) -> bool:
