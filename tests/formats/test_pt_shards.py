@@ -357,3 +357,50 @@ def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> Non
     _, report = memory(tmp_path)
     assert (report.migrated, {damage["kind"] for damage in report.left_out}) == (2, {"malformed"})
     assert "shard_000.pt` is neither a file nor a directory" in report.left_out[0]["message"]
+
+
+def stop_at(count: int) -> Any:
+    def stop(done: int, *_: int) -> None:
+        if done == count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+@pytest.mark.parametrize("stopped", [4, 12])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_e2_an_export_of_two_splits_that_was_stopped_goes_on(stopped: int, overwrite: bool, tmp_path: Path) -> None:
+    """Also in the second split, when the first is in its place already."""
+    target, store = tmp_path / "new", captured(10)
+    if overwrite:
+        export_store(captured(10, dtype=torch.float32), target, "pt-shards", shard_size=2)
+    options: dict[str, Any] = {"shard_size": 2, "overwrite": overwrite}
+    with pytest.raises(KeyboardInterrupt):
+        export_store(store, target, "pt-shards", progress=stop_at(stopped), **options)
+    report = export_store(store, target, "pt-shards", verify=True, **options)
+    assert (report.migrated, report.verified, list(target.rglob("*.partial"))) == (20, 20, [])
+    shard = target / "unsloth_Test-1B" / "SP_test" / "Neutral" / "layer_00" / "shard_000.pt"
+    assert torch.load(shard).dtype == torch.bfloat16
+
+
+def test_an_export_is_verified_beside_those_of_other_models(tmp_path: Path) -> None:
+    small_tree(tmp_path, model_name="unsloth/Test-1B")
+    store = actstore.create(backend="memory")
+    metadata = {"model": "another", "dataset": "SP_test", "split": "EM", "row": 0}
+    store.put(key="SP_test:EM:0", activations={0: torch.ones(1, 3)}, metadata=metadata)
+    report = export_store(store, tmp_path, "pt-shards", verify=True)
+    assert (report.migrated, report.verified) == (1, 1)
+
+
+def test_e3_more_shards_than_a_loader_that_sorts_by_name_can_order_are_said(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory", codec="raw")
+    metadata = {"model": "m", "dataset": "d", "split": "s"}
+    with store.writer() as writer:
+        for row in range(1001):
+            activations = {0: torch.full((1, 2), float(row))}
+            writer.put(key=str(row), activations=activations, metadata={**metadata, "row": row})
+    report = export_store(store, tmp_path / "one", "pt-shards", shard_size=1, verify=True)
+    assert report.verified == 1001
+    assert "`m/d/s` has 1,001 shards a layer, which loaders that sort by name" in report.notes[0]
+    assert "with a `shard_size` from 2 they do not" in report.notes[0]
+    assert export_store(store, tmp_path / "two", "pt-shards", shard_size=2).notes == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,16 +121,18 @@ def _report(export: Export, format: Format, started: float, size: int) -> Migrat
 
 def _verified(report: MigrationReport, export: Export, format: Format) -> MigrationReport:
     """Read what was written and compare it, value by value, with the store."""
-    source, total = format.read(export.target), len(export.written)
+    sources, total = [format.read(part) for part in export.parts or [export.target]], len(export.written)
+    entries = chain.from_iterable(source.entries for source in sources)
+    found_total = sum(source.total for source in sources)
     differences: list[Difference] = []
-    for done, (key, pending) in enumerate(zip(export.written, source.entries, strict=False), 1):
+    for done, (key, pending) in enumerate(zip(export.written, entries, strict=False), 1):
         found = _difference(export.store[key], pending.load)
         if found is not None:
             differences.append({"key": key, "message": found})
         if export.progress is not None:
             export.progress(done, total, 0)
-    if source.total != total:
-        message = f"`{export.target}` has {source.total:,} entries, not {total:,}"
+    if found_total != total:
+        message = f"`{export.target}` has {found_total:,} entries, not {total:,}"
         differences.append({"key": "", "message": message})
     return report.with_differences(total, differences)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
 from actstore.formats.record import CONVENTIONS, conventions_of
-from actstore.formats.tree import Tree, file_name
+from actstore.formats.tree import Tree, begun_as, file_name
 from actstore.formats.widening import entry_bytes
 from actstore.hook_points import canonical, parse
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from actstore.formats.record import Export
 
 __all__ = ["write"]
+
+_SORTED_BY_NAME = 1000
+"""Most shards whose names, of three digits, sort as their numbers do."""
 
 
 class _Place(NamedTuple):
@@ -52,10 +55,29 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
         raise InvalidInputError("invalid_metadata", "two models have the same directory; export them to two places")
     # Everything is checked before anything is written.
     checked = [(path, paths[path], *_checked(export, groups[paths[path]])) for path in sorted(paths, key=_parts)]
-    trees = [Tree(export.target / path, export.identity, replaces) for path, *_ in checked]
-    for tree, (_, place, keys, layers) in zip(trees, checked, strict=True):
-        with tree:
+    left = _left(export, [path for path, *_ in checked])
+    trees = {path: Tree(export.target / path, export.identity, replaces) for path in left}
+    for tree in trees.values():
+        tree.begin()
+    for path, place, keys, layers in checked:
+        export.parts.append(export.target / path)
+        if path not in trees:
+            _count(export, keys, layers)
+            continue
+        with trees[path] as tree:
             _write_split(export, tree, place, keys, layers)
+
+
+def _left(export: Export, paths: list[str]) -> list[str]:
+    """The splits to write: all, or of an interrupted export of the same those that are not in their place.
+
+    Splits are begun in the order of `paths`, all before the first is written, and come to their places in that order.
+    So where the last one was begun, one that is in its place and not begun is done.
+    """
+    begun = [path for path in paths if begun_as(export.target / path) == export.identity]
+    if paths[-1:] != begun[-1:]:
+        return paths
+    return [path for path in paths if path in begun or not (export.target / path).exists()]
 
 
 def _parts(path: str) -> tuple[str, ...]:
@@ -122,10 +144,20 @@ def _write_split(export: Export, tree: Tree, place: _Place, keys: list[str], lay
                 if path is not None:
                     _save(export, chunk, canonical(("resid_post", layer)), path)
         number += 1
-        for key in chunk:
-            entry = export.store[key]
-            points = [canonical(("resid_post", layer)) for layer in layers]
-            export.wrote(key, sum(entry_bytes(entry, point) // entry.shape(point)[0] for point in points))
+        _count(export, chunk, layers)
+    if number > _SORTED_BY_NAME:
+        least = -(-len(keys) // _SORTED_BY_NAME)
+        export.note(
+            f"`{place.path}` has {number:,} shards a layer, which loaders that sort by name, as document 002's does, "
+            f"take in another order; with a `shard_size` from {least:,} they do not"
+        )
+
+
+def _count(export: Export, keys: list[str], layers: list[int]) -> None:
+    points = [canonical(("resid_post", layer)) for layer in layers]
+    for key in keys:
+        entry = export.store[key]
+        export.wrote(key, sum(entry_bytes(entry, point) // entry.shape(point)[0] for point in points))
 
 
 def _save(export: Export, keys: list[str], point: str, path: Path) -> None:

@@ -82,7 +82,8 @@ class Export:
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
     export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
     again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out. `places`: what
-    the files of the export are in, `target` and what a format puts beside it.
+    the files of the export are in, `target` and what a format puts beside it. `parts`: what of `target` it wrote, in that
+    order, where other exports may lie beside it.
     """
 
     store: Store
@@ -97,6 +98,7 @@ class Export:
     written: list[str] = field(default_factory=list[str])
     notes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[Damage] = field(default_factory=list[Damage])
+    parts: list[Path] = field(default_factory=list["Path"])
     places: list[Path] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Tree", "file_name", "is_partial"]
+__all__ = ["Tree", "begun_as", "file_name", "is_partial"]
 
 _IDENTITY = ".export"
 _WRITING = ".writing"
@@ -105,6 +105,11 @@ class Tree:
         return self._is_mine(self._partial)
 
     def __enter__(self) -> Self:
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Make the place where the tree grows, before anything is written to it; entering the block does so too."""
         if self._partial.is_symlink() or (self._partial.exists() and not is_partial(self._partial)):
             message = f"`{self._partial}`, where the export would grow, is something else; move it away"
             raise AlreadyExistsError("store_exists", message)
@@ -113,7 +118,6 @@ class Tree:
                 shutil.rmtree(self._partial)
             self._partial.mkdir(parents=True, exist_ok=True)
             (self._partial / _IDENTITY).write_bytes(self._identity)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,6 +145,12 @@ class Tree:
         # Until here an interrupted export is known for what it is.
         (self._target / _IDENTITY).unlink()
         _sync(self._target.parent)
+
+
+def begun_as(target: Path) -> str | None:
+    """The identity of an interrupted export to `target`; None where there is none."""
+    known = target.with_name(target.name + ".partial") / _IDENTITY
+    return known.read_text(encoding="utf-8") if known.is_file() else None
 
 
 def is_partial(path: Path) -> bool:
