@@ -11,7 +11,8 @@ import pytest
 
 import actstore
 from actstore.errors import CorruptError, InvalidInputError, LimitExceededError
-from actstore.formats import export_store, format_of, import_store, npy_layers
+from actstore.formats import export_store, format_of, import_store
+from actstore.formats import npz as npz_files
 from actstore.store import Store
 from old_trees import question, write_pass, write_run
 
@@ -218,7 +219,7 @@ def test_nothing_of_an_archive_is_unpacked_by_its_names(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy_layers, "_MOST_FREELY", 1 << 20)
+    monkeypatch.setattr(npz_files, "_MOST_FREELY", 1 << 20)
     write_real(tmp_path / "old")
     (tmp_path / "old" / "mcq" / "activations.npz").write_bytes(npz(activations=npy(np.zeros((2, QUESTIONS, 1 << 17)))))
     with pytest.raises(LimitExceededError, match=r"would grow from [\d,]+ to 8,388,736 bytes") as caught:

@@ -18,7 +18,8 @@ def import_(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="`auto`, `actlog-json-v1`, `-v2`, `-v3` (or `json` for any of them), `npy-layers` or `pt-shards`.",
+            help="`auto`, `actlog-json-v1`, `-v2`, `-v3` (or `json` for any of them), `capture-h5`, `-npz`, `-pickle`, "
+            "`npy-layers` or `pt-shards`.",
         ),
     ],
     *,
@@ -54,7 +55,10 @@ def export(
     context: typer.Context,
     target_format: Annotated[
         str,
-        typer.Argument(metavar="FORMAT", help="`actlog-json-v1`, `-v2`, `-v3`, `npy-layers` or `pt-shards`."),
+        typer.Argument(
+            metavar="FORMAT",
+            help="`actlog-json-v1`, `-v2`, `-v3`, `capture-h5`, `-npz`, `-pickle`, `npy-layers` or `pt-shards`.",
+        ),
     ],
     *,
     source: Annotated[Path, typer.Option(help="The store to read.")],

@@ -11,8 +11,6 @@ import math
 import re
 import shutil
 import tempfile
-import zipfile
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from actstore.errors import ActstoreError, CorruptError, LimitExceededError
+from actstore.errors import ActstoreError, CorruptError
+from actstore.formats import npz
 from actstore.formats.as_text import replace_values
 from actstore.formats.npy_layers_writing import write
-from actstore.formats.reading import map_npy, npy_layout, read_json, reading
+from actstore.formats.reading import map_npy, read_json, reading
 from actstore.formats.record import CONVENTIONS, Format, Imported, Pending, Source, conventions
 from actstore.hook_points import canonical
 
@@ -43,8 +42,6 @@ _LENGTHS = "lengths.npy"
 _RUN = "run_config.json"
 _NPZ = "activations.npz"
 _LAYER = re.compile(r"activations_layer_(\d+)\.npy", re.ASCII)
-_MOST_FREELY = 1 << 30
-_MOST_TIMES = 100
 _PIECE = 1 << 20
 
 
@@ -155,59 +152,33 @@ def _trimmed(mapped: dict[int, NDArray[Any]], lengths: list[int] | None) -> Gene
 def _npz_layers(path: Path, records: list[dict[str, Any]]) -> list[int]:
     """The layers of an `activations.npz`, whose shape fits its records."""
     try:
-        with _member(path, "activations") as (file, size):
-            _, shape, _ = _layout(file, path, "activations", size)
+        with npz.member(path, "activations") as (file, size):
+            _, shape, _ = npz.layout(file, path, "activations", size)
     except KeyError:
         raise CorruptError("malformed", f"`{path}` has no `activations`") from None
     if len(shape) != 3:
         raise CorruptError("malformed", f"`activations` of `{path}` is {list(shape)}, not `[layers, questions, d]`")
     _require_aligned(path, shape[1], records)
     try:
-        with _member(path, "layer_indices") as (file, size):
-            dtype, indices, _ = _layout(file, path, "layer_indices", size)
-            values = np.frombuffer(file.read(size), dtype)
+        values = npz.array(path, "layer_indices")
     except KeyError:
         return list(range(shape[0]))
-    layers = [int(value) for value in values] if dtype.kind in "iu" else []
-    if indices != (shape[0],) or len(set(layers)) != shape[0] or min(layers, default=0) < 0:
+    layers = [int(value) for value in values.reshape(-1)] if values.dtype.kind in "iu" else []
+    if values.shape != (shape[0],) or len(set(layers)) != shape[0] or min(layers, default=0) < 0:
         raise CorruptError("malformed", f"`layer_indices` of `{path}` are no numbers of its `{shape[0]}` layers")
     return layers
-
-
-@contextmanager
-def _member(path: Path, name: str) -> Generator[tuple[Any, int]]:
-    """An array of an `.npz`, opened, and how many bytes it unpacks to. KeyError where it has none of that name."""
-    try:
-        with reading(path), zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(name + ".npy")
-            if info.file_size > max(_MOST_FREELY, _MOST_TIMES * info.compress_size):
-                message = f"`{name}` of `{path}` would grow from {info.compress_size:,} to {info.file_size:,} bytes"
-                raise LimitExceededError("limit_exceeded", message)
-            with archive.open(info) as file:
-                yield file, info.file_size
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise CorruptError("malformed", f"`{path}` is no whole `.npz`: {str(error)[:200]}") from None
-
-
-def _layout(file: Any, path: Path, name: str, size: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """dtype and shape of a member, whose bytes are as many as they promise, and where its values begin."""
-    dtype, shape, fortran = npy_layout(file, f"`{name}` of `{path}`")
-    begin = file.tell()
-    if fortran or size - begin != math.prod(shape) * dtype.itemsize:
-        message = f"`{name}` of `{path}` has {size - begin:,} bytes of values, not those of {list(shape)} of `{dtype}`"
-        raise CorruptError("truncated", message)
-    return dtype, shape, begin
 
 
 @contextmanager
 def _npz_arrays(path: Path, layers: list[int]) -> Generator[Callable[[int], dict[int, Any]]]:
     """`[1, d]` of a question at each layer. The array is unpacked to a temporary file, as it is by layer."""
     with tempfile.TemporaryFile(prefix="actstore-") as unpacked:
-        with _member(path, "activations") as (file, size):
-            dtype, shape, _ = _layout(file, path, "activations", size)
+        with npz.member(path, "activations") as (file, size):
+            dtype, shape, order = npz.layout(file, path, "activations", size)
             shutil.copyfileobj(file, unpacked, _PIECE)
         unpacked.flush()
-        array = np.memmap(unpacked, dtype, "r", shape=shape) if math.prod(shape) else np.empty(shape, dtype)
+        empty = not math.prod(shape)
+        array = np.empty(shape, dtype) if empty else np.memmap(unpacked, dtype, "r", shape=shape, order=order)
         yield lambda question: {layer: array[index, question : question + 1] for index, layer in enumerate(layers)}
 
 
