@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class ActivationStorage:
         save_format: str = "npz",
         compression: bool = True,
     ) -> None:
-        """`save_format`: `npz`, `h5` (needs the extra `hdf5`) or `pickle`, of what is saved. Errors: `invalid_option`."""
+        """`save_format` of what is saved: `npz`, `h5` (with the extra `hdf5`) or `pickle`. Errors: `invalid_option`."""
         if save_format not in _KINDS:
             message = f"`save_format` is `{save_format}`; one of {', '.join(f'`{name}`' for name in _KINDS)}"
             raise InvalidInputError("invalid_option", message)
@@ -86,12 +86,10 @@ class ActivationStorage:
             kind.save(part, data, self.compression)
             name = self._claim(part, f"{safe_name(question_id)}_{now}", suffix)
         with _new_file(self.storage_path / "responses") as part:
-            part.write_bytes(response.encode())
-            part.replace(self.storage_path / "responses" / f"{name}_response.txt")
+            _finish(part, self.storage_path / "responses" / f"{name}_response.txt", response.encode())
         record["activation_file"] = f"activations/{name}{suffix}"
         with _new_file(self.storage_path / "metadata") as part:
-            part.write_bytes(_json(record))
-            part.replace(self.storage_path / "metadata" / f"{name}_metadata.json")
+            _finish(part, self.storage_path / "metadata" / f"{name}_metadata.json", _json(record))
         return str(self.storage_path / "activations" / (name + suffix))
 
     def _claim(self, part: Path, base: str, suffix: str) -> str:
@@ -118,7 +116,7 @@ class ActivationStorage:
         """What was given as `activations`, of a file of any of the formats, ours or the original program's.
 
         A path that is not there is looked for in `storage_path`. Pickles are read as data; nothing of them is run.
-        Errors: `NotFoundError` (`no_such_key`), `invalid_option` for another kind of file, and what is damaged or unsafe.
+        Errors: `NotFoundError` (`no_such_key`), `invalid_option` for another kind of file, and what is damaged.
         """
         path = Path(activation_file)
         if not path.exists() and not path.is_absolute():
@@ -221,13 +219,17 @@ def _as_json(value: Any) -> Any:
 @contextmanager
 def _new_file(folder: Path) -> Generator[Path]:
     """A place in `folder` to write a file before it has its name; what is still there afterwards is removed."""
-    number, text = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
-    os.close(number)
-    part = Path(text)
+    part = folder / f".{uuid4().hex}.part"
     try:
         yield part
     finally:
         part.unlink(missing_ok=True)
+
+
+def _finish(part: Path, path: Path, content: bytes) -> None:
+    part.write_bytes(content)
+    _sync(part)
+    part.replace(path)
 
 
 def _sync(path: Path) -> None:
