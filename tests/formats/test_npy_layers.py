@@ -266,3 +266,50 @@ def test_what_no_array_can_hold_is_refused(activations: dict[int, Any], message:
     assert caught.value.kind == "invalid_tensor"
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def write_paired(root: Path, **members: Any) -> None:
+    root.mkdir()
+    questions = [{"id": f"q{row}", "question": f"Question {row}?"} for row in range(QUESTIONS)]
+    document = {"run_id": "r1", "config": {"base_model_name": "m"}, "questions": questions}
+    (root / "m_mc_paired_data.json").write_text(json.dumps(document, indent=2))
+    arrays: dict[str, Any] = {
+        "layer_0": values(0, (QUESTIONS, WIDTH)),
+        "layer_10": values(10, (QUESTIONS, WIDTH)),
+        "entropy": np.arange(QUESTIONS, dtype=np.float32),
+        "run_id": np.array("r1"),
+        "question_ids": np.array([f"q{row}" for row in range(QUESTIONS)], dtype=object),
+    }
+    np.savez_compressed(root / "m_mc_direct_activations.npz", **{**arrays, **members})
+
+
+def test_the_later_archives_come_in_with_their_paired_records(tmp_path: Path) -> None:
+    write_paired(tmp_path / "old")
+    assert format_of(tmp_path / "old").name == "npy-layers"  # pyright: ignore[reportOptionalMemberAccess]
+    store, report = memory(tmp_path / "old")
+    assert (report.entries, report.verified, report.left_out) == (QUESTIONS, QUESTIONS, ())
+    for row in range(QUESTIONS):
+        entry = store[f"m_mc_direct:{row}"]
+        known = entry.metadata.pop("imported_from")
+        assert entry.metadata == {"id": f"q{row}", "question": f"Question {row}?", "entropy": float(row)}
+        assert (known["positions"], known["run_config"]) == ("last", {"base_model_name": "m"})
+        for layer in (0, 10):
+            assert entry.numpy(f"resid_post.{layer}").tobytes() == values(layer, (QUESTIONS, WIDTH))[row].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"run_id": np.array(["r2"])}, "has another `run_id`"),
+        ({"question_ids": np.array(["q1", "q0", "q2", "q3"], dtype=object)}, "are not those of the JSON"),
+        ({"layer_0": values(0, (3, WIDTH))}, "but there are `4` questions"),
+    ],
+)
+def test_i9_paired_rows_of_another_run_or_order_are_refused(
+    members: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_paired(tmp_path / "old", **members)
+    with pytest.raises(CorruptError) as caught:
+        memory(tmp_path / "old")
+    assert caught.value.kind == "malformed"
+    assert message in str(caught.value)

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from actstore import _core
-from actstore.errors import ActstoreError, CorruptError
+from actstore.errors import CorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Captured", "Kind", "checked", "layer_number", "unpickled"]
+__all__ = ["Captured", "Kind", "checked", "layer_number"]
 
 Captured = dict[str, Any]
 """`{"metadata": {...}, "layers": {"layer_5": {"hidden_states": array, ...}}}`."""
@@ -74,11 +73,3 @@ def checked(data: object, what: str) -> Captured:
 def _is_numbers(array: np.ndarray[Any, Any]) -> bool:
     # bfloat16 and float8 of `ml_dtypes` are of kind `V`.
     return array.ndim > 0 and (array.dtype.kind in _NUMBERS or array.dtype.name.startswith(("bfloat16", "float8")))
-
-
-def unpickled(content: bytes, what: str) -> Any:
-    """What a pickle says, read as data; `what` it is, for errors, which are those of `_core.unpickle`."""
-    try:
-        return _core.unpickle(content)
-    except ActstoreError as error:
-        raise type(error)(error.kind, f"{what}: {error.message}") from None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actstore.errors import CorruptError, InvalidInputError
+from actstore.errors import CorruptError
 from actstore.formats import npz
-from actstore.formats.capture_files import Captured, Kind, checked, unpickled
+from actstore.formats.capture_files import Captured, Kind, checked
 from actstore.formats.capture_tree import capture_format
-from actstore.formats.reading import npy_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,31 +40,13 @@ def _load(path: Path) -> Captured:
 
 def _metadata(path: Path) -> Any:
     """The JSON text, which the program kept as a pickled array of one object and we keep as an array of text."""
-    with npz.member(path, _METADATA) as (file, _):
-        content = io.BytesIO(file.read())
+    listed = npz.texts(path, _METADATA)
     try:
-        return json.loads(_text(content, path))
-    except (ValueError, TypeError, RecursionError):
-        raise CorruptError("malformed", f"`{_METADATA}` of `{path}` is no JSON text") from None
-
-
-def _text(content: io.BytesIO, path: Path) -> str:
-    try:
-        npy_layout(content, f"`{_METADATA}` of `{path}`")
-    except InvalidInputError:
-        objects: Any = unpickled(content.read(), f"`{_METADATA}` of `{path}`")
-        listed = cast("list[Any]", objects) if isinstance(objects, list) else [objects]
-    except CorruptError:
-        content.seek(0)
-        try:
-            listed = list(np.load(content, allow_pickle=False).reshape(-1)[:2])
-        except MemoryError:
-            raise CorruptError("malformed", f"`{_METADATA}` of `{path}` is larger than it can be") from None
-    else:
-        listed = []
-    if len(listed) != 1 or not isinstance(listed[0], str):
-        raise CorruptError("malformed", f"`{_METADATA}` of `{path}` is not one text")
-    return listed[0]
+        if len(listed) == 1:
+            return json.loads(listed[0])
+    except (ValueError, RecursionError):
+        pass
+    raise CorruptError("malformed", f"`{_METADATA}` of `{path}` is no JSON text")
 
 
 def _save(path: Path, data: Captured, compression: bool) -> None:

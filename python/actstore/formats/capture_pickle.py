@@ -7,8 +7,9 @@ import pickle
 import zlib
 from typing import TYPE_CHECKING
 
-from actstore.errors import CorruptError, LimitExceededError
-from actstore.formats.capture_files import Captured, Kind, checked, unpickled
+from actstore import _core
+from actstore.errors import ActstoreError, CorruptError, LimitExceededError
+from actstore.formats.capture_files import Captured, Kind, checked
 from actstore.formats.capture_tree import capture_format
 from actstore.formats.npz import most_bytes
 from actstore.formats.reading import reading
@@ -26,7 +27,11 @@ def _load(path: Path) -> Captured:
         with path.open("rb") as file:
             packed = file.read(len(_GZIP)) == _GZIP
         content = _unpacked(path) if packed else path.read_bytes()
-    return checked(unpickled(content, f"`{path}`"), f"`{path}`")
+    try:
+        data = _core.unpickle(content)
+    except ActstoreError as error:
+        raise type(error)(error.kind, f"`{path}`: {error.message}") from None
+    return checked(data, f"`{path}`")
 
 
 def _unpacked(path: Path) -> bytes:

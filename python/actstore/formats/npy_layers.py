@@ -2,25 +2,23 @@
 
 A pass has `metadata.json`, a list of records, and either `activations_layer_XX.npy`, [questions, tokens, d] for each
 block, or, as the program really wrote them, `activations.npz` with `activations`, [layers, questions, d], one token a
-question, and `layer_indices`. `run_config.json` lies beside the passes or in the directory itself.
+question, and `layer_indices`. Its later form is read as well, see `npy_layers_paired`. `run_config.json` lies beside
+the passes or in the directory itself.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
-import shutil
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from actstore.errors import ActstoreError, CorruptError
 from actstore.formats import npz
 from actstore.formats.as_text import replace_values
+from actstore.formats.npy_layers_paired import has_paired, read_paired
 from actstore.formats.npy_layers_writing import write
 from actstore.formats.reading import map_npy, read_json, reading
 from actstore.formats.record import CONVENTIONS, Format, Imported, Pending, Source, conventions
@@ -42,7 +40,6 @@ _LENGTHS = "lengths.npy"
 _RUN = "run_config.json"
 _NPZ = "activations.npz"
 _LAYER = re.compile(r"activations_layer_(\d+)\.npy", re.ASCII)
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,9 @@ def _read(root: Path) -> Source:
         for passed in passes
         if passed.positions == "unverified"
     ]
-    entries = (pending for passed in passes for pending in _entries(passed))
-    return Source(sum(len(passed.records) for passed in passes), entries, tuple(notes))
+    total, more = read_paired(root)
+    entries = itertools.chain((pending for passed in passes for pending in _entries(passed)), more)
+    return Source(total + sum(len(passed.records) for passed in passes), entries, tuple(notes))
 
 
 def _pass_paths(root: Path) -> list[Path]:
@@ -172,13 +170,7 @@ def _npz_layers(path: Path, records: list[dict[str, Any]]) -> list[int]:
 @contextmanager
 def _npz_arrays(path: Path, layers: list[int]) -> Generator[Callable[[int], dict[int, Any]]]:
     """`[1, d]` of a question at each layer. The array is unpacked to a temporary file, as it is by layer."""
-    with tempfile.TemporaryFile(prefix="actstore-") as unpacked:
-        with npz.member(path, "activations") as (file, size):
-            dtype, shape, order = npz.layout(file, path, "activations", size)
-            shutil.copyfileobj(file, unpacked, _PIECE)
-        unpacked.flush()
-        empty = not math.prod(shape)
-        array = np.empty(shape, dtype) if empty else np.memmap(unpacked, dtype, "r", shape=shape, order=order)
+    with npz.unpacked(path, "activations") as array:
         yield lambda question: {layer: array[index, question : question + 1] for index, layer in enumerate(layers)}
 
 
@@ -213,7 +205,7 @@ def _entry(passed: _Pass, rows: Callable[[int], dict[int, Any]], number: int, re
 def _recognises(root: Path) -> bool:
     try:
         paths = _pass_paths(root)
-        return bool(paths) and all(_begins_as_list(path / _RECORDS) for path in paths[:1])
+        return has_paired(root) or (bool(paths) and all(_begins_as_list(path / _RECORDS) for path in paths[:1]))
     except (ActstoreError, OSError):
         return False
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from actstore.errors import ActstoreError, CorruptError, LimitExceededError
+from actstore import _core
+from actstore.errors import ActstoreError, CorruptError, InvalidInputError, LimitExceededError
 from actstore.formats.reading import npy_layout, reading
 
 if TYPE_CHECKING:
@@ -20,10 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["array", "layout", "member", "most_bytes", "names"]
+__all__ = ["array", "layout", "member", "most_bytes", "names", "texts", "unpacked"]
 
 _MOST_FREELY = 1 << 30
 _MOST_TIMES = 100
+_PIECE = 1 << 20
 
 
 def most_bytes(packed: int) -> int:
@@ -81,3 +86,51 @@ def array(path: Path, name: str) -> NDArray[Any]:
     with member(path, name) as (file, size):
         dtype, shape, order = layout(file, path, name, size)
         return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+@contextmanager
+def unpacked(path: Path, name: str) -> Generator[NDArray[Any]]:
+    """The member `name`, mapped from a temporary file; errors as of `array`."""
+    with tempfile.TemporaryFile(prefix="actstore-") as content:
+        with member(path, name) as (file, size):
+            dtype, shape, order = layout(file, path, name, size)
+            shutil.copyfileobj(file, content, _PIECE)
+        content.flush()
+        empty = not math.prod(shape)
+        yield np.empty(shape, dtype) if empty else np.memmap(content, dtype, "r", shape=shape, order=cast("Any", order))
+
+
+def texts(path: Path, name: str) -> list[str]:
+    """The texts of the member `name`, of NumPy's text or of objects, which are a pickle and read as data alone.
+
+    Errors: those of `member` and of `_core.unpickle`; `malformed` where it holds anything else.
+    """
+    with member(path, name) as (file, _):
+        content = io.BytesIO(file.read())
+    try:
+        npy_layout(content, f"`{name}` of `{path}`")
+        listed: list[Any] = []
+    except InvalidInputError:
+        listed = _objects(content.read(), f"`{name}` of `{path}`")
+    except CorruptError:
+        content.seek(0)
+        listed = _strings(content)
+    if not listed or not all(isinstance(item, str) for item in listed):
+        raise CorruptError("malformed", f"`{name}` of `{path}` is no text")
+    return [str(item) for item in listed]
+
+
+def _objects(content: bytes, what: str) -> list[Any]:
+    try:
+        objects: Any = _core.unpickle(content)
+    except ActstoreError as error:
+        raise type(error)(error.kind, f"{what}: {error.message}") from None
+    return cast("list[Any]", objects) if isinstance(objects, list) else [objects]
+
+
+def _strings(content: io.BytesIO) -> list[Any]:
+    try:
+        array = np.load(content, allow_pickle=False)
+    except (ValueError, MemoryError, EOFError):
+        return []
+    return list(array.reshape(-1)) if array.dtype.kind == "U" else []
