@@ -89,7 +89,8 @@ def test_c4_saves_in_the_same_second_are_all_kept(tmp_path: Path) -> None:
     storage = ActivationStorage(tmp_path)
     long = "x" * 60
     with ThreadPoolExecutor(4) as pool:
-        paths = list(pool.map(lambda number: save(storage, captured(number), f"{long}{number}"), range(12)))
+        saves = [pool.submit(save, storage, captured(number), f"{long}{number}") for number in range(12)]
+    paths = [saved.result() for saved in saves]
     assert len(set(paths)) == 12
     for number, path in enumerate(paths):
         assert same(storage.load_activation_data(path), captured(number))

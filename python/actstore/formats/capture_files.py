@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 __all__ = ["Captured", "Kind", "checked", "layer_number"]
 
 Captured = dict[str, Any]
@@ -64,12 +66,12 @@ def checked(data: object, what: str) -> Captured:
             raise CorruptError("malformed", f"{what} has the layer `{str(layer)[:100]}`, which is no `layer_<number>`")
         for kind, array in cast("dict[Any, Any]", arrays).items():
             named = isinstance(kind, str) and _NAME.fullmatch(kind)
-            if not named or not isinstance(array, np.ndarray) or not _is_numbers(array):
+            if not named or not isinstance(array, np.ndarray) or not _is_numbers(cast("NDArray[Any]", array)):
                 message = f"{what} has `{str(kind)[:100]}` at `{layer}`, which is no array of numbers with a plain name"
                 raise CorruptError("malformed", message)
     return {"metadata": metadata, "layers": layers}
 
 
-def _is_numbers(array: np.ndarray[Any, Any]) -> bool:
+def _is_numbers(array: NDArray[Any]) -> bool:
     # bfloat16 and float8 of `ml_dtypes` are of kind `V`.
     return array.ndim > 0 and (array.dtype.kind in _NUMBERS or array.dtype.name.startswith(("bfloat16", "float8")))
