@@ -1,7 +1,9 @@
 """Trees of the older systems, written from the record of their bytes with plain `json`, NumPy and torch."""
 
+import gzip
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,3 +160,83 @@ def write_run(root: Path, count: int) -> dict[str, Any]:
     run = {"model_type": "base", "base_model_name": "meta-llama/Test", "lora_checkpoint": None, "num_questions": count}
     (root / "run_config.json").write_text(json.dumps(run, indent=2))
     return run
+
+
+def captured(seed: int = 0, layers: tuple[int, ...] = (5, 10), tokens: int = 4) -> dict[str, Any]:
+    """What document 001's client gave of one question."""
+    random = np.random.default_rng(seed)
+    shapes = {
+        "hidden_states": (tokens, 6),
+        "attention_weights": (2, tokens, tokens),
+        "mlp_activations": (tokens, 8),
+    }
+    metadata = {
+        "prompt": f"prompt {seed}",
+        "response": f"answer {seed}",
+        "model": "test-model",
+        "capture_layers": list(layers),
+        "prompt_length": 2,
+        "response_length": 2,
+    }
+    return {
+        "metadata": metadata,
+        "layers": {
+            f"layer_{layer}": {kind: random.standard_normal(shape).astype("f4") for kind, shape in shapes.items()}
+            for layer in layers
+        },
+    }
+
+
+def capture_record(question_id: str, file: str, response: str) -> dict[str, Any]:
+    return {
+        "question_id": question_id,
+        "question_data": {"id": question_id, "question": "Why?", "censored": False, "censorship_category": "none"},
+        "response": response,
+        "timestamp": "20250725_101112",
+        "activation_file": f"activation_data/activations/{file}",
+        "config": {
+            "target_layers": [5, 10],
+            "capture_attention_weights": True,
+            "capture_hidden_states": True,
+            "capture_mlp_activations": True,
+            "model_name": "test-model",
+        },
+    }
+
+
+def save_captured(path: Path, data: dict[str, Any], compression: bool = True) -> None:
+    """As document 001's storage saved it, by the suffix of `path`."""
+    if path.suffix == ".npz":
+        text = np.array([json.dumps(data["metadata"])], dtype=object)
+        arrays = {f"{layer}_{kind}": array for layer, kinds in data["layers"].items() for kind, array in kinds.items()}
+        (np.savez_compressed if compression else np.savez)(path, metadata=text, **arrays)
+    elif path.suffix == ".h5":
+        import h5py  # pyright: ignore[reportMissingImports]
+
+        options = {"compression": "gzip", "compression_opts": 9} if compression else {}
+        with h5py.File(path, "w") as file:
+            group = file.create_group("metadata")
+            for name, value in data["metadata"].items():
+                group.attrs[name] = value if isinstance(value, str | int | float) else str(value)
+            for layer, kinds in data["layers"].items():
+                for kind, array in kinds.items():
+                    file.create_dataset(f"layers/{layer}/{kind}", data=array, **options)
+    else:
+        # Of a compressed pickle the uncompressed file was opened as well, and stayed empty.
+        content = pickle.dumps(data, pickle.HIGHEST_PROTOCOL)
+        path.with_name(path.name.removesuffix(".gz")).write_bytes(b"" if path.suffix == ".gz" else content)
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(content))
+
+
+def write_captured(root: Path, suffix: str, count: int = 3, compression: bool = True) -> list[str]:
+    """A tree of document 001; the names of its files, without suffixes."""
+    for folder in ("activations", "metadata", "responses"):
+        (root / folder).mkdir(parents=True)
+    names = [f"q_20240125_143022_{number}_20250725_101112" for number in range(count)]
+    for number, name in enumerate(names):
+        save_captured(root / "activations" / (name + suffix), captured(number), compression)
+        record = capture_record(f"q_20240125_143022_{number}", name + suffix, f"answer {number}")
+        (root / "metadata" / f"{name}_metadata.json").write_text(json.dumps(record, indent=2))
+        (root / "responses" / f"{name}_response.txt").write_text(f"answer {number}")
+    return names

@@ -33,8 +33,10 @@ LayersLike: TypeAlias = str | LayerLike | Iterable[LayerLike]
 _TEMPLATES = {
     "embed": "hook_embed",
     "resid_pre": "blocks.{}.hook_resid_pre",
+    "attn_probs": "blocks.{}.attn.hook_pattern",
     "attn_out": "blocks.{}.attn.hook_out",
     "attn_out_post": "blocks.{}.hook_attn_out",
+    "mlp_act": "blocks.{}.mlp.hook_post",
     "mlp_out": "blocks.{}.mlp.hook_out",
     "mlp_out_post": "blocks.{}.hook_mlp_out",
     "resid_post": "blocks.{}.hook_resid_post",

@@ -289,6 +289,10 @@ def test_points_that_a_model_lacks(llama: Any) -> None:
         error = refusal(InvalidInputError, "unknown_point", llama, points=[point])
         assert f"`{point}`" in str(error)
         assert "`resid_post.<layer>`" in str(error)
+    for point in ("attn_probs.0", "mlp_act.0"):
+        assert "known of data that was imported" in str(
+            refusal(InvalidInputError, "unknown_point", llama, points=[point])
+        )
     refusal(InvalidInputError, "unknown_layer", llama, points=["resid_post.2"])
     refusal(InvalidInputError, "unknown_layer", llama, layers=[0, 7])
 

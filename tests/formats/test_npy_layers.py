@@ -11,7 +11,8 @@ import pytest
 
 import actstore
 from actstore.errors import CorruptError, InvalidInputError, LimitExceededError
-from actstore.formats import export_store, format_of, import_store, npy_layers
+from actstore.formats import export_store, format_of, import_store
+from actstore.formats import npz as npz_files
 from actstore.store import Store
 from old_trees import question, write_pass, write_run
 
@@ -218,7 +219,7 @@ def test_nothing_of_an_archive_is_unpacked_by_its_names(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy_layers, "_MOST_FREELY", 1 << 20)
+    monkeypatch.setattr(npz_files, "_MOST_FREELY", 1 << 20)
     write_real(tmp_path / "old")
     (tmp_path / "old" / "mcq" / "activations.npz").write_bytes(npz(activations=npy(np.zeros((2, QUESTIONS, 1 << 17)))))
     with pytest.raises(LimitExceededError, match=r"would grow from [\d,]+ to 8,388,736 bytes") as caught:
@@ -289,3 +290,50 @@ def test_an_npz_that_numpy_never_wrote_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CorruptError, match=said) as caught:
             memory(tmp_path / "old")
         assert caught.value.kind == "malformed"
+
+
+def write_paired(root: Path, **members: Any) -> None:
+    root.mkdir()
+    questions = [{"id": f"q{row}", "question": f"Question {row}?"} for row in range(QUESTIONS)]
+    document = {"run_id": "r1", "config": {"base_model_name": "m"}, "questions": questions}
+    (root / "m_mc_paired_data.json").write_text(json.dumps(document, indent=2))
+    arrays: dict[str, Any] = {
+        "layer_0": values(0, (QUESTIONS, WIDTH)),
+        "layer_10": values(10, (QUESTIONS, WIDTH)),
+        "entropy": np.arange(QUESTIONS, dtype=np.float32),
+        "run_id": np.array("r1"),
+        "question_ids": np.array([f"q{row}" for row in range(QUESTIONS)], dtype=object),
+    }
+    np.savez_compressed(root / "m_mc_direct_activations.npz", **{**arrays, **members})
+
+
+def test_the_later_archives_come_in_with_their_paired_records(tmp_path: Path) -> None:
+    write_paired(tmp_path / "old")
+    assert format_of(tmp_path / "old").name == "npy-layers"  # pyright: ignore[reportOptionalMemberAccess]
+    store, report = memory(tmp_path / "old")
+    assert (report.entries, report.verified, report.left_out) == (QUESTIONS, QUESTIONS, ())
+    for row in range(QUESTIONS):
+        entry = store[f"m_mc_direct:{row}"]
+        known = entry.metadata.pop("imported_from")
+        assert entry.metadata == {"id": f"q{row}", "question": f"Question {row}?", "entropy": float(row)}
+        assert (known["positions"], known["run_config"]) == ("last", {"base_model_name": "m"})
+        for layer in (0, 10):
+            assert entry.numpy(f"resid_post.{layer}").tobytes() == values(layer, (QUESTIONS, WIDTH))[row].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"run_id": np.array(["r2"])}, "has another `run_id`"),
+        ({"question_ids": np.array(["q1", "q0", "q2", "q3"], dtype=object)}, "are not those of the JSON"),
+        ({"layer_0": values(0, (3, WIDTH))}, "but there are `4` questions"),
+    ],
+)
+def test_i9_paired_rows_of_another_run_or_order_are_refused(
+    members: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_paired(tmp_path / "old", **members)
+    with pytest.raises(CorruptError) as caught:
+        memory(tmp_path / "old")
+    assert caught.value.kind == "malformed"
+    assert message in str(caught.value)

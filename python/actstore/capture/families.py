@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Anatomy", "Site", "dissect"]
 
 _CONTRIBUTIONS = ("attn_out_post", "mlp_out_post")
+_INNER = ("attn_probs", "mlp_act")
+"""Points inside a module, which hooks on modules do not see."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Anatomy:
         family = self._family
         if kind in ("resid_pre", "resid_post"):
             return Site(block, "input" if kind == "resid_pre" else "output")
+        if kind in _INNER:
+            raise _no_point(name, "no module gives it; it is only known of data that was imported")
         if kind in _CONTRIBUTIONS:
             self._require_contribution(name)
         children = {

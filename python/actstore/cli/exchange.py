@@ -19,6 +19,7 @@ def import_(
         typer.Argument(
             metavar="FORMAT",
             help="`auto`, `actlog-lmdb` (or `lmdb`), `actlog-json-v1`, `-v2`, `-v3` (or `json` for any of them), "
+            "`capture-h5`, `-npz`, `-pickle`, "
             "`npy-layers` or `pt-shards`.",
         ),
     ],
@@ -56,7 +57,9 @@ def export(
     target_format: Annotated[
         str,
         typer.Argument(
-            metavar="FORMAT", help="`actlog-lmdb`, `actlog-json-v1`, `-v2`, `-v3`, `npy-layers` or `pt-shards`."
+            metavar="FORMAT",
+            help="`actlog-lmdb`, `actlog-json-v1`, `-v2`, `-v3`, `capture-h5`, `-npz`, `-pickle`, `npy-layers` or "
+            "`pt-shards`.",
         ),
     ],
     *,

@@ -2,29 +2,25 @@
 
 A pass has `metadata.json`, a list of records, and either `activations_layer_XX.npy`, [questions, tokens, d] for each
 block, or, as the program really wrote them, `activations.npz` with `activations`, [layers, questions, d], one token a
-question, and `layer_indices`. `run_config.json` lies beside the passes or in the directory itself.
+question, and `layer_indices`. Its later form is read as well, see `npy_layers_paired`. `run_config.json` lies beside
+the passes or in the directory itself.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
-import shutil
-import struct
-import tempfile
-import zipfile
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from actstore.errors import ActstoreError, CorruptError, LimitExceededError
+from actstore.errors import ActstoreError, CorruptError
+from actstore.formats import npz
 from actstore.formats.as_text import replace_values
+from actstore.formats.npy_layers_paired import has_paired, read_paired
 from actstore.formats.npy_layers_writing import write
-from actstore.formats.reading import first_line, map_npy, npy_layout, read_json, reading
+from actstore.formats.reading import map_npy, read_json, reading
 from actstore.formats.record import CONVENTIONS, Format, Imported, Pending, Source, conventions
 from actstore.hook_points import canonical
 
@@ -44,9 +40,6 @@ _LENGTHS = "lengths.npy"
 _RUN = "run_config.json"
 _NPZ = "activations.npz"
 _LAYER = re.compile(r"activations_layer_(\d+)\.npy", re.ASCII)
-_MOST_FREELY = 1 << 30
-_MOST_TIMES = 100
-_PIECE = 1 << 20
 _MOST_LAYERS = 4096
 """No model has as many: an array of width 0 that says so takes no bytes."""
 
@@ -71,8 +64,9 @@ def _read(root: Path) -> Source:
         for passed in passes
         if passed.positions == "unverified"
     ]
-    entries = (pending for passed in passes for pending in _entries(passed))
-    return Source(sum(len(passed.records) for passed in passes), entries, tuple(notes))
+    total, more = read_paired(root)
+    entries = itertools.chain((pending for passed in passes for pending in _entries(passed)), more)
+    return Source(total + sum(len(passed.records) for passed in passes), entries, tuple(notes))
 
 
 def _pass_paths(root: Path) -> list[Path]:
@@ -158,63 +152,27 @@ def _trimmed(mapped: dict[int, NDArray[Any]], lengths: list[int] | None) -> Gene
 def _npz_layers(path: Path, records: list[dict[str, Any]]) -> list[int]:
     """The layers of an `activations.npz`, whose shape fits its records."""
     try:
-        with _member(path, "activations") as (file, size):
-            _, shape, _ = _layout(file, path, "activations", size)
+        with npz.member(path, "activations") as (file, size):
+            _, shape, _ = npz.layout(file, path, "activations", size)
     except KeyError:
         raise CorruptError("malformed", f"`{path}` has no `activations`") from None
     if len(shape) != 3 or shape[0] > _MOST_LAYERS:
         raise CorruptError("malformed", f"`activations` of `{path}` is {list(shape)}, not `[layers, questions, d]`")
     _require_aligned(path, shape[1], records)
     try:
-        with _member(path, "layer_indices") as (file, size):
-            dtype, indices, _ = _layout(file, path, "layer_indices", size)
-            values = np.frombuffer(file.read(size), dtype)
+        values = npz.array(path, "layer_indices")
     except KeyError:
         return list(range(shape[0]))
-    layers = [int(value) for value in values] if dtype.kind in "iu" else []
-    if indices != (shape[0],) or len(set(layers)) != shape[0] or min(layers, default=0) < 0:
+    layers = [int(value) for value in values.reshape(-1)] if values.dtype.kind in "iu" else []
+    if values.shape != (shape[0],) or len(set(layers)) != shape[0] or min(layers, default=0) < 0:
         raise CorruptError("malformed", f"`layer_indices` of `{path}` are no numbers of its `{shape[0]}` layers")
     return layers
 
 
 @contextmanager
-def _member(path: Path, name: str) -> Generator[tuple[Any, int]]:
-    """An array of an `.npz`, opened, and how many bytes it unpacks to. KeyError where it has none of that name."""
-    try:
-        with reading(path), zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(name + ".npy")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise CorruptError("malformed", f"`{name}` of `{path}` is compressed in a way that NumPy never does")
-            if info.file_size > max(_MOST_FREELY, _MOST_TIMES * info.compress_size):
-                message = f"`{name}` of `{path}` would grow from {info.compress_size:,} to {info.file_size:,} bytes"
-                raise LimitExceededError("limit_exceeded", message)
-            with archive.open(info) as file:
-                yield file, info.file_size
-    except ActstoreError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError) as error:
-        raise CorruptError("malformed", f"`{path}` is no whole `.npz`: {first_line(error)}") from None
-
-
-def _layout(file: Any, path: Path, name: str, size: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """dtype and shape of a member, whose bytes are as many as they promise, and where its values begin."""
-    dtype, shape, fortran = npy_layout(file, f"`{name}` of `{path}`")
-    begin = file.tell()
-    if fortran or size - begin != math.prod(shape) * dtype.itemsize:
-        message = f"`{name}` of `{path}` has {size - begin:,} bytes of values, not those of {list(shape)} of `{dtype}`"
-        raise CorruptError("truncated", message)
-    return dtype, shape, begin
-
-
-@contextmanager
 def _npz_arrays(path: Path, layers: list[int]) -> Generator[Callable[[int], dict[int, Any]]]:
     """`[1, d]` of a question at each layer. The array is unpacked to a temporary file, as it is by layer."""
-    with tempfile.TemporaryFile(prefix="actstore-") as unpacked:
-        with _member(path, "activations") as (file, size):
-            dtype, shape, _ = _layout(file, path, "activations", size)
-            shutil.copyfileobj(file, unpacked, _PIECE)
-        unpacked.flush()
-        array = np.memmap(unpacked, dtype, "r", shape=shape) if math.prod(shape) else np.empty(shape, dtype)
+    with npz.unpacked(path, "activations") as array:
         yield lambda question: {layer: array[index, question : question + 1] for index, layer in enumerate(layers)}
 
 
@@ -250,7 +208,7 @@ def _entry(passed: _Pass, rows: Callable[[int], dict[int, Any]], number: int, re
 def _recognises(root: Path) -> bool:
     try:
         paths = _pass_paths(root)
-        return bool(paths) and all(_begins_as_list(path / _RECORDS) for path in paths[:1])
+        return has_paired(root) or (bool(paths) and all(_begins_as_list(path / _RECORDS) for path in paths[:1]))
     except (ActstoreError, OSError):
         return False
 

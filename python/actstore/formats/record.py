@@ -82,8 +82,8 @@ class Export:
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
     export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
     again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out. `places`: what
-    the files of the export are in, `target` and what a format puts beside it. `parts`: what of `target` it wrote, in that
-    order, where other exports may lie beside it.
+    the files of the export are in, `target` and what a format puts beside it. `parts`: what of `target` it wrote, in
+    that order, where other exports may lie beside it.
     """
 
     store: Store

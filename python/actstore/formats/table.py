@@ -26,6 +26,9 @@ _TABLE = {
     "actlog-json-v2": "actstore.formats.actlog_json:V2",
     "actlog-json-v3": "actstore.formats.actlog_json:V3",
     "actlog-lmdb": "actstore.formats.actlog_lmdb:ACTLOG_LMDB",
+    "capture-h5": "actstore.formats.capture_h5:CAPTURE_H5",
+    "capture-npz": "actstore.formats.capture_npz:CAPTURE_NPZ",
+    "capture-pickle": "actstore.formats.capture_pickle:CAPTURE_PICKLE",
     "npy-layers": "actstore.formats.npy_layers:NPY_LAYERS",
     "pt-shards": "actstore.formats.pt_shards:PT_SHARDS",
 }
