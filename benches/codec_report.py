@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codec_targets import CHECKS, factor, microseconds
+from codec_targets import CHECKS, ZIPNN, factor, microseconds
 from machine import sentence
 
 if TYPE_CHECKING:
@@ -27,27 +27,30 @@ def rate(of: dict[str, Any]) -> str:
 
 
 def speed_table(result: dict[str, Any]) -> list[str]:
+    """The others have no outputs but fresh ones."""
     columns = [f"{task} {buffers}" for task in ("encode", "decode") for buffers in BUFFERS]
     rows: list[list[str]] = []
     for name, row in result["contestants"].items():
-        if name == "zipnn":
-            cells = ["", rate(row["encode"]), "", rate(row["decode"])]
-        elif name == "memcpy":
+        if name == "memcpy":
             cells = [rate(row[buffers]) for buffers in BUFFERS] * 2
         else:
-            cells = [f"{rate(row[column])} = {factor(row[column]['times_zipnn'])} x" for column in columns]
+            cells = [speed_cell(name, row[column]) if column in row else "" for column in columns]
         rows.append([name, f"{row.get('ratio', 1.0):.4f}", *cells])
     title = f"### {result['title']} ({result['raw'] / 1e6:.1f} MB)"
     return [title, "", *table(["", "ratio", *columns], rows)]
 
 
+def speed_cell(name: str, of: dict[str, Any]) -> str:
+    return rate(of) if name == ZIPNN else f"{rate(of)} = {factor(of['times_zipnn'])} x"
+
+
 def activation_table(result: dict[str, Any]) -> list[str]:
-    codecs = ("zipnn", "planes", "archive")
+    codecs = (*result["others"], "planes", "archive")
     rows = [
         [
             name.split(".", 1)[1].rsplit(".", 1)[0],
             *(f"{point[codec]:.4f}" for codec in codecs),
-            f"{point['planes'] / point['zipnn']:.4f}",
+            f"{point['planes'] / point[ZIPNN]:.4f}",
             counts(point["encodings"]["archive"]),
         ]
         for name, point in result["activations"].items()
@@ -141,11 +144,12 @@ def target_table(targets: Iterable[dict[str, Any]]) -> list[str]:
 def markdown(document: dict[str, Any]) -> str:
     machine = document["machine"]
     lines = [
-        "# The codecs against ZipNN",
+        "# The codecs against ZipNN, blosc2 and zstd",
         "",
         f"{sentence(machine)}; {machine['rounds']} rounds; key distance {machine['keys']}. README.md says what is "
         "measured and how. Written by `make bench-codec`.",
         "",
+        *[f"Left out: {name}: {why}.\n" for name, why in document["left_out"].items()],
         *target_table(document["targets"]),
     ]
     if document["speed"]:
@@ -153,7 +157,7 @@ def markdown(document: dict[str, Any]) -> str:
             "## One thread",
             "",
             "GB/s of raw bytes, median / best of the rounds; `x` is times ZipNN in the same round: median "
-            "(least-most). ZipNN's outputs are fresh; both columns compare with them.",
+            "(least-most). Outputs of all but ours are fresh; both columns compare with ZipNN's.",
             "",
         ]
     for result in document["speed"]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["CHECKS", "factor", "microseconds", "targets"]
+__all__ = ["CHECKS", "ZIPNN", "factor", "microseconds", "targets"]
 
 CHECKS = ("plain", "checked")
 """Whether the checksum of a row's frame is verified within the time."""
+ZIPNN = "zipnn"
+"""Whom the speeds are compared with, which therefore cannot be left out."""
 MOST_GROWTH = 1.01
 RATIOS = {"bfloat16": 1.475, "float16": 1.155, "float32": 1.19}
 """Of `planes`, on MiniLM."""
@@ -79,10 +81,10 @@ def _ratios(speed: dict[str, Any], stores: dict[str, Any]) -> Iterator[Target]:
     for name in ("embedded bfloat16 whole residual", "embedded bfloat16 whole all"):
         if name in speed:
             result = speed[name]
-            ours, theirs = _ratio(result, "planes"), _ratio(result, "zipnn")
+            ours, theirs = _ratio(result, "planes"), _ratio(result, ZIPNN)
             figure = f"`planes`, {result['title']}: ratio, times ZipNN's"
             yield _at_least(figure, BESIDE_ZIPNN, ours / theirs, f"{ours:.4f} / {theirs:.4f}")
-            points = {point: of["planes"] / of["zipnn"] for point, of in result["activations"].items()}
+            points = {point: of["planes"] / of[ZIPNN] for point, of in result["activations"].items()}
             least = min(points, key=lambda point: points[point])
             yield _at_least("the same, the least of its activations", BESIDE_ZIPNN, points[least], f"`{least}`")
     store = stores["minilm"]["bfloat16"]["archive"]

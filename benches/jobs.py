@@ -246,7 +246,7 @@ READS = {
         Job("gather", "uniform token gather", "token", scaled(GATHERED_TOKENS), gather, gather_total),
         Job("batches", "shuffled token batches", f"batch of {BATCH_TOKENS:,}", batch_count, batches, batches_total),
         Job("metadata", "metadata of all entries", "entry", of_entries, metadata, rows_total),
-        Job("open", "open and close", "store", once, nothing, no_total, opens=True),
+        Job("open", "open", "store", once, nothing, no_total, opens=True),
         # Last, since they take the stores out of memory.
         Job("read_cold", "full read, cold", "entry", of_entries, read_all, entry_total, cold=True),
         Job(

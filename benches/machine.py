@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["describe", "sentence"]
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("rust", "python", "Cargo.lock")
+CODE = ("rust", "python", "benches/*.py", "Cargo.lock")
 
 
 def describe(packages: Iterable[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rivals.rival import MIXED_TOKENS, Reader, Rival, Syncs, bits, document, mixed
+from rivals.rival import MIXED_TOKENS, Reader, Rival, Syncs, bits, mixed, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 1024
 BUFFERED_BYTES = 64 << 20
 """Rows are appended in runs of about this size, so that a chunk is rarely written twice."""
-INDEX = "index.npz"
+STARTS = "starts.npy"
+DOCUMENTS = "documents.json"
 
 
 class Flat(Rival):
-    """Appends rows in long runs; the index of entries is written at the end."""
+    """Appends rows in long runs; where entries begin and their documents are written at the end."""
 
     @abstractmethod
     def create(self, folder: Path, points: Sequence[str], width: int, dtype: np.dtype[Any]) -> Any:
@@ -34,7 +35,8 @@ class Flat(Rival):
     def append(self, container: Any, point: str, rows: np.ndarray[Any, Any]) -> None: ...
 
     @abstractmethod
-    def sync(self, container: Any, folder: Path) -> None: ...
+    def sync(self, container: Any, folder: Path) -> None:
+        """What was appended, before all is."""
 
     @abstractmethod
     def close(self, container: Any) -> None: ...
@@ -62,9 +64,11 @@ class Flat(Rival):
             syncs.wrote(entry)
         append_held()
         starts = np.cumsum([0, *(entry.tokens for entry in entries)])
-        np.savez(folder / INDEX, starts=starts, documents=np.array([document(entry) for entry in entries]))
+        np.save(folder / STARTS, starts)
+        (folder / DOCUMENTS).write_text(json.dumps([entry.document() for entry in entries]), encoding="utf-8")
         self.close(container)
-        self.sync(None, folder)
+        # Closing writes too, and there are more files now.
+        sync_folder(folder)
         return syncs.count + 1
 
 
@@ -72,9 +76,8 @@ class FlatReader(Reader):
     def __init__(self, folder: Path, keys: Sequence[str], arrays: dict[str, Any]) -> None:
         super().__init__(keys)
         self._arrays = arrays
-        with np.load(folder / INDEX) as index:
-            self._starts: list[int] = index["starts"].tolist()
-        self._index = folder / INDEX
+        self._starts: list[int] = np.load(folder / STARTS).tolist()
+        self._documents = folder / DOCUMENTS
 
     def activation(self, number: int, point: str) -> Array:
         return self._arrays[point][self._starts[number] : self._starts[number + 1]]
@@ -107,5 +110,4 @@ class FlatReader(Reader):
         return mixed((array[start : start + CHUNK_ROWS] for start in starts), size, random)
 
     def metadata(self, count: int) -> list[dict[str, Any]]:
-        with np.load(self._index) as index:
-            return [json.loads(str(text)) for text in index["documents"][:count]]
+        return json.loads(self._documents.read_text(encoding="utf-8"))[:count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
@@ -24,7 +24,9 @@ FILE = "entries.h5"
 class Hdf5Plain(Rival):
     name = "HDF5, plain"
     package = "h5py"
-    options: ClassVar[dict[str, Any]] = {}
+
+    def store(self, group: h5py.Group, point: str, values: np.ndarray[Any, Any]) -> None:
+        group.create_dataset(point, data=values)
 
     def write(self, folder: Path, entries: Sequence[Entry], sync_every: int | None) -> int:
         path = folder / FILE
@@ -39,7 +41,7 @@ class Hdf5Plain(Rival):
                 group = file.create_group(entry.key)
                 group.attrs["document"] = document(entry)
                 for point, value in entry.activations.items():
-                    group.create_dataset(point, data=bits(value), **self.options)
+                    self.store(group, point, bits(value))
                 syncs.wrote(entry)
         # Closing writes too, so that the last sync comes after it.
         sync_file(path)
@@ -51,7 +53,10 @@ class Hdf5Plain(Rival):
 
 class Hdf5Gzip(Hdf5Plain):
     name = "HDF5, gzip"
-    options: ClassVar[dict[str, Any]] = {"compression": "gzip", "shuffle": True}
+
+    def store(self, group: h5py.Group, point: str, values: np.ndarray[Any, Any]) -> None:
+        """An activation is one chunk, of the size that h5py recommends."""
+        group.create_dataset(point, data=values, chunks=values.shape, compression="gzip", shuffle=True)
 
 
 class Hdf5Reader(Reader):

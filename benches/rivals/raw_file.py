@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "rows"
 INDEX = "index.json"
+DOCUMENTS = "documents.json"
 
 
 class RawFile(Rival):
@@ -34,9 +35,9 @@ class RawFile(Rival):
             "width": some.shape[1],
             "dtype": some.dtype.str,
             "rows": [entry.tokens for entry in entries],
-            "documents": [entry.document() for entry in entries],
         }
         (folder / INDEX).write_text(json.dumps(index))
+        (folder / DOCUMENTS).write_text(json.dumps([entry.document() for entry in entries]))
         with (folder / FILE).open("wb", buffering=0) as file:
             syncs = Syncs(sync_every, lambda: os.fsync(file.fileno()))
             for entry in entries:
@@ -53,7 +54,7 @@ class MapReader(Reader):
     def __init__(self, folder: Path, keys: Sequence[str]) -> None:
         super().__init__(keys)
         index = json.loads((folder / INDEX).read_text())
-        self._documents = index["documents"]
+        self._documents = folder / DOCUMENTS
         with (folder / FILE).open("rb") as file:
             map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(map, index["dtype"]).reshape(-1, index["width"])
@@ -73,7 +74,7 @@ class MapReader(Reader):
         return self._rows[self._starts[numbers] + self._points[point] * tokens + positions % tokens]
 
     def metadata(self, count: int) -> list[dict[str, Any]]:
-        return self._documents[:count]
+        return json.loads(self._documents.read_text())[:count]
 
     def close(self) -> None:
         del self._rows

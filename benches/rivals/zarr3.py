@@ -33,7 +33,7 @@ class Zarr3(Flat):
     def append(self, container: zarr.Group, point: str, rows: np.ndarray[Any, Any]) -> None:
         container[point].append(rows)
 
-    def sync(self, container: zarr.Group | None, folder: Path) -> None:
+    def sync(self, container: zarr.Group, folder: Path) -> None:
         del container
         sync_folder(folder)
 

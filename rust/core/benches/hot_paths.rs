@@ -9,12 +9,14 @@
 mod sample;
 
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 
 use actstore::codec::{Codec, Coded, Encoding, Kernel, Model, Rows, decode_with};
 use actstore::encode::encode;
 use actstore::entry::Positions;
 use actstore::fitting::Models;
+use actstore::format::{EntryHeader, Place, RecordHeader, RecordType, frame_checksum, payload_checksum};
 use actstore::store::Store;
 use actstore::tensor::Dtype;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -126,22 +128,61 @@ fn entries(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// An entry put and made durable by itself: almost all of it is the disk's.
+/// What surrounds stored bytes: a frame's checksum, a record's header, the table of an entry's frames.
+fn records(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("record");
+    let settings = settings("planes", "replace", "commit");
+    let draft = STREAM.draft(1, ROWS, &[0, 1, 2, 3]);
+    let codings = Models::default().observe(&settings, &draft.activations).unwrap();
+    let entry = encode(&settings, draft, &codings).unwrap();
+    let stored = &entry.chunks[0];
+    group.bench_function("checksum of a frame", |bencher| bencher.iter(|| frame_checksum(black_box(stored))));
+    let record = RecordHeader {
+        record_type: RecordType::Entry,
+        length: stored.len() as u64,
+        sequence: 1,
+        checksum: payload_checksum(&[stored]),
+        place: Place { store: 1, writer: 1, shard: 1 },
+    };
+    group.bench_function("header encode", |bencher| bencher.iter(|| black_box(&record).encode()));
+    let bytes = record.encode();
+    group.bench_function("header decode", |bencher| bencher.iter(|| RecordHeader::decode(black_box(&bytes)).unwrap()));
+    group.bench_function("table encode", |bencher| bencher.iter(|| black_box(&entry.header).encode().unwrap()));
+    let bytes = entry.header.encode().unwrap();
+    group.bench_function("table decode", |bencher| bencher.iter(|| EntryHeader::decode(black_box(&bytes)).unwrap()));
+    group.finish();
+}
+
+/// Where a sync costs nothing, so that what is ours can be seen beside a disk's noise.
+const NO_DISK: &str = "/dev/shm";
+
+/// An entry put and made durable by itself: where there is a disk, almost all of it is the disk's.
 fn commits(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("commit");
-    for backend in ["memory", "shards", "lmdb"] {
-        let directory = tempfile::tempdir().unwrap();
+    let places = [(None, "disk"), (Some(NO_DISK), "no disk")];
+    let cells = places.iter().flat_map(|place| ["memory", "shards", "lmdb"].map(|backend| (backend, place)));
+    for (backend, (folder, place)) in cells {
+        let absent = folder.is_some_and(|folder| !Path::new(folder).exists());
+        if absent || (backend == "memory" && *place == "disk") {
+            continue;
+        }
+        let directory = folder.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
         let path = directory.path().join("store");
         let path = (backend != "memory").then_some(path.as_path());
         let settings = settings_of(backend, "replace", "commit");
         let store = Arc::new(Store::create(path, backend, settings, MEMORY).unwrap());
-        group.bench_function(backend, |bencher| {
-            let draft = || STREAM.draft(1, ROWS, &[0]);
-            bencher.iter_batched(draft, |draft| put(&store, [draft]).unwrap(), BatchSize::LargeInput);
+        group.bench_function(BenchmarkId::new(backend, place), |bencher| {
+            // Another content each time, since the same again would be no commit; few rows, since shards only grow.
+            let mut number = 0;
+            let draft = || {
+                number += 1;
+                STREAM.draft(1, 8 + number % 2, &[0])
+            };
+            bencher.iter_batched(draft, |draft| put(&store, [draft]).unwrap(), BatchSize::SmallInput);
         });
     }
     group.finish();
 }
 
-criterion_group!(hot_paths, frames, single_rows, entries, commits);
+criterion_group!(hot_paths, frames, single_rows, records, entries, commits);
 criterion_main!(hot_paths);
