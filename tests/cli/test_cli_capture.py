@@ -173,7 +173,11 @@ def test_a_store_keeps_its_settings(option: str, run: Run, prompts: Path, tmp_pa
         ("in.csv", "a,b", "is no input; give a `.txt` file with a prompt a line, or a `.jsonl` file"),
         ("in.jsonl", '{"prompt": "a"\n', "line 1 is not JSON"),
         ("in.jsonl", '{"prompt": "a"}\n[1]\n', "line 2 is no JSON object"),
-        ("in.jsonl", '{"text": "a"}\n', "line 1 needs a `prompt`, and a `response` if any, that are strings"),
+        (
+            "in.jsonl",
+            '{"text": "a"}\n',
+            "line 1 needs a `prompt`, and a `response` if any, that are strings; its fields: `text`",
+        ),
         ("in.jsonl", '{"prompt": "a", "response": 5}\n', "line 1 needs a `prompt`"),
         ("in.jsonl", '{"prompt": "a", "run": 5}\n', "line 1 has the field `run`, which `capture` writes itself"),
         (

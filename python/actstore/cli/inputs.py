@@ -80,10 +80,12 @@ def _from_json(path: Path, number: int, text: str) -> Row:
     if not isinstance(parsed, dict):
         raise InvalidInputError("invalid_option", f"{place} is no JSON object")
     fields = cast("dict[str, Any]", parsed)
+    names = ", ".join(f"`{name}`" for name in fields) or "none"
     prompt, response = fields.pop("prompt", None), fields.pop("response", None)
     if not isinstance(prompt, str) or not isinstance(response, str | None):
         raise InvalidInputError(
-            "invalid_option", f"{place} needs a `prompt`, and a `response` if any, that are strings"
+            "invalid_option",
+            f"{place} needs a `prompt`, and a `response` if any, that are strings; its fields: {names}",
         )
     taken = [name for name in RESERVED if name in fields]
     if taken:
