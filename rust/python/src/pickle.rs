@@ -1,11 +1,12 @@
 //! Pickles, and what they say, as objects of Python.
 
+use actstore::buffers::Buffers;
 use actstore::pickle::{self, Array, Value};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::buffer::{Bytes, BytesMut};
+use crate::buffer::{Bytes, PyRows};
 use crate::errors::Outcome;
 
 #[pyfunction]
@@ -45,11 +46,10 @@ fn dict<'py>(py: Python<'py>, items: &[(Value, Value)], input: &[u8]) -> Outcome
 
 /// A copy: bytes of a pickle lie at any address, and are not for writing.
 fn numpy(py: Python<'_>, array: &Array, input: &[u8]) -> Outcome<Py<PyAny>> {
-    let (arrays, bytes) = (py.import("actstore.arrays")?, array.bytes.of(input));
-    let data = arrays.call_method1("allocate", (bytes.len(),))?;
-    let mut room = BytesMut::of(&data)?;
-    py.detach(|| room.as_slice().copy_from_slice(bytes));
-    drop(room);
+    let bytes = array.bytes.of(input);
+    let mut copy = Buffers::new(0).take(bytes.len())?;
+    py.detach(|| copy.copy_from_slice(bytes));
     let (dtype, shape) = (array.layout.dtype().name(), array.layout.shape().to_vec());
-    Ok(arrays.call_method1("as_numpy", (data, dtype, shape))?.unbind())
+    let read = (PyRows::of(copy), dtype, shape);
+    Ok(py.import("actstore.arrays")?.call_method1("as_numpy", read)?.unbind())
 }
