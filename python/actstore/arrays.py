@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Encoded = tuple[str, list[int], memoryview]
     Array = NDArray[Any] | np.generic | torch.Tensor
+    Bytes = Buffer | NDArray[np.uint8]
 
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
@@ -92,23 +93,25 @@ def _require_dtype(name: str, dtype: str) -> str:
     raise InvalidInputError("invalid_tensor", message)
 
 
-def as_numpy(rows: Buffer, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+def as_numpy(rows: Bytes, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
     """A view of `rows` as an array of `dtype` and `shape`."""
     import numpy as np
 
     return np.ndarray(shape, numpy_dtype(dtype), cast("Any", rows))
 
 
-def as_torch(rows: Buffer, dtype: str, shape: Sequence[int]) -> torch.Tensor:
+def as_torch(rows: Bytes, dtype: str, shape: Sequence[int]) -> torch.Tensor:
     """A view of `rows` as a tensor of `dtype` and `shape`; ImportError without torch."""
     import torch
 
     kind = _torch_dtype(dtype)
     # torch makes no tensor of a buffer without bytes.
-    return torch.frombuffer(rows, dtype=kind).view(shape) if 0 not in shape else torch.empty(shape, dtype=kind)
+    if 0 in shape:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(cast("Any", rows), dtype=kind).view(shape)
 
 
-def as_array(rows: Buffer, dtype: str, shape: Sequence[int]) -> Any:
+def as_array(rows: Bytes, dtype: str, shape: Sequence[int]) -> Any:
     """A view of `rows` as a torch tensor where torch is installed, else as a NumPy array."""
     return as_torch(rows, dtype, shape) if has_torch() else as_numpy(rows, dtype, shape)
 

@@ -40,14 +40,14 @@ class OldEntry:
         `positions`: `all`, `prompt`, `response` or `last`. Errors: `point_not_stored`, and `unknown_position` where the
         log does not say which rows those are.
         """
+        import numpy as np
+
         if point not in self._imported.activations:
             message = f"entry `{self.key}` has no `{point}`; it has {', '.join(f'`{name}`' for name in self.points)}"
             raise NotFoundError("point_not_stored", message)
         rows = cast("NDArray[Any]", self._imported.activations[point])
         dtype, shape, data = arrays.encode(point, rows if positions == "all" else rows[self._selected(positions)])
-        own = arrays.allocate(data.nbytes)
-        own.data[:] = data
-        return arrays.as_torch(own, dtype, shape)
+        return arrays.as_torch(np.array(data, np.uint8), dtype, shape)
 
     def _selected(self, positions: str | Sequence[int]) -> list[int]:
         """The numbers of the rows at `positions`."""

@@ -1,7 +1,12 @@
 //! How often the paths above the codecs allocate, and how much: `cargo bench --package actstore --bench allocations`.
 //!
 //! Counted exactly, on the calling thread. What codecs may allocate is asserted in `tests/allocations.rs`.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "a bench that panics has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a bench that panics has failed"
+)]
 
 #[path = "../tests/sample/mod.rs"]
 mod sample;
