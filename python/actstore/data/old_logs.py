@@ -119,24 +119,15 @@ class LmdbLog:
 
     def entry(self, key: str) -> OldEntry:
         """As in `Log`. Errors: `point_not_stored` for the first eras, whose arrays are no layers."""
-        import numpy as np
-
-        from actstore.formats.actlog import imported
+        from actstore.formats.actlog_lmdb import imported_entry
 
         entry = self._log.get(key)
-        layers = entry.layers
-        if isinstance(layers, dict):
+        if isinstance(entry.layers, dict):
             message = (
                 f"entry `{key}` of `{self.path}` is of era `{entry.era}`, whose arrays are not layers of the model"
             )
             raise NotFoundError("point_not_stored", message)
-        states = [
-            None
-            if layer is None
-            else arrays.as_numpy(np.frombuffer(memoryview(layer), np.uint8), layer.dtype, layer.shape)
-            for layer in layers or []
-        ]
-        return OldEntry(imported(key, {**(entry.metadata or {}), **entry.fields}, states, "actlog-lmdb"))
+        return OldEntry(imported_entry(key, entry))
 
     def close(self) -> None:
         """Nothing stays open that would have to be closed."""

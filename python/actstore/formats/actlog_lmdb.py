@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from actstore import _core, arrays
 from actstore.errors import ActstoreError, CorruptError, InvalidInputError, NotFoundError
 from actstore.formats.actlog import imported
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
     Layers = list[_core.LoggedLayer | None] | dict[str, _core.LoggedLayer | None]
 
-__all__ = ["ACTLOG_LMDB"]
+__all__ = ["ACTLOG_LMDB", "imported_entry"]
 
 _DATA = "data.mdb"
 _FIRST_KEYS = 8
@@ -55,14 +53,15 @@ def _keys(log: _core.ActlogLmdb, root: Path) -> Iterator[str]:
 
 def _load(log: _core.ActlogLmdb, root: Path, key: str) -> Imported:
     try:
-        return _imported(key, log.get(key))
+        return imported_entry(key, log.get(key))
     except ActstoreError as error:
         if str(root) in error.message:
             raise
         raise type(error)(error.kind, f"`{root}`: {error.message}") from None
 
 
-def _imported(key: str, entry: _core.LoggedEntry) -> Imported:
+def imported_entry(key: str, entry: _core.LoggedEntry) -> Imported:
+    """An entry of a log as a store takes it. Errors: `invalid_metadata`, and `invalid_tensor` as `numbers` has it."""
     said = entry.metadata or {}
     fields = {**said, **entry.fields}
     _check_plain(key, fields)
@@ -107,8 +106,7 @@ def _array(layer: _core.LoggedLayer | None) -> NDArray[Any] | None:
     if layer is None:
         return None
     numbers(layer.dtype)
-    data = memoryview(layer)
-    return arrays.as_numpy(np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8), layer.dtype, layer.shape)
+    return arrays.as_numpy(layer, layer.dtype, layer.shape)
 
 
 def _is_log(root: Path) -> bool:

@@ -42,11 +42,10 @@ def _metadata(path: Path) -> Any:
     """The JSON text, which the program kept as a pickled array of one object and we keep as an array of text."""
     listed = npz.texts(path, _METADATA)
     try:
-        if len(listed) == 1:
-            return json.loads(listed[0])
+        (text,) = listed
+        return json.loads(text)
     except (ValueError, RecursionError):
-        pass
-    raise CorruptError("malformed", f"`{_METADATA}` of `{path}` is no JSON text")
+        raise CorruptError("malformed", f"`{_METADATA}` of `{path}` is no JSON text") from None
 
 
 def _save(path: Path, data: Captured, compression: bool) -> None:

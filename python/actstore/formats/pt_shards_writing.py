@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
 from actstore.formats.record import CONVENTIONS, conventions_of
-from actstore.formats.tree import Tree, begun_as, file_name
+from actstore.formats.tree import Tree, file_name, is_begun
 from actstore.formats.widening import entry_bytes
 from actstore.hook_points import canonical, parse
 
@@ -74,7 +74,7 @@ def _left(export: Export, paths: list[str]) -> list[str]:
     Splits are begun in the order of `paths`, all before the first is written, and come to their places in that order.
     So where the last one was begun, one that is in its place and not begun is done.
     """
-    begun = [path for path in paths if begun_as(export.target / path) == export.identity]
+    begun = [path for path in paths if is_begun(export.target / path, export.identity)]
     if paths[-1:] != begun[-1:]:
         return paths
     return [path for path in paths if path in begun or not (export.target / path).exists()]

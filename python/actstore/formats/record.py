@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.entry import key_of_prompt
@@ -104,7 +105,7 @@ class Export:
     def __post_init__(self) -> None:
         self.places = [self.target]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Digest of what is exported and how: of equal ones the files are equal."""
         digest = hashlib.sha256(json.dumps([self.format, self.layers, self.shard_size]).encode())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Tree", "begun_as", "file_name", "is_partial"]
+__all__ = ["Tree", "file_name", "is_begun", "is_partial"]
 
 _IDENTITY = ".export"
 _WRITING = ".writing"
@@ -49,11 +49,11 @@ class Tree:
     def __init__(self, target: Path, identity: str, replaces: Callable[[Path], bool] | None) -> None:
         self._target = target
         self._replaces = replaces
-        self._partial = target.with_name(target.name + ".partial")
-        self._identity = identity.encode()
+        self._partial = _partial(target)
+        self._identity = identity
         self._wanted: set[Path] = set()
         self._writing = 0
-        if not target.is_symlink() and self._is_mine(target) and not self._partial.exists():
+        if not target.is_symlink() and _is_of(target, identity) and not self._partial.exists():
             # It was stopped between its last two steps.
             target.rename(self._partial)
         if (target.is_symlink() or target.exists()) and not _is_empty(target):
@@ -63,9 +63,6 @@ class Tree:
             if target.is_symlink() or not replaces(target):
                 message = f"`{target}` is no earlier export in this format, so it is not replaced; choose another place"
                 raise AlreadyExistsError("store_exists", message)
-
-    def _is_mine(self, place: Path) -> bool:
-        return is_partial(place) and (place / _IDENTITY).read_bytes() == self._identity
 
     def put(self, name: str, content: Callable[[], bytes]) -> None:
         """Write the file `name`, unless it is there; whole and synced before it has that name."""
@@ -102,7 +99,7 @@ class Tree:
     @property
     def is_resumed(self) -> bool:
         """Whether an interrupted export of the same has begun the tree."""
-        return self._is_mine(self._partial)
+        return is_begun(self._target, self._identity)
 
     def __enter__(self) -> Self:
         self.begin()
@@ -114,10 +111,10 @@ class Tree:
             message = f"`{self._partial}`, where the export would grow, is something else; move it away"
             raise AlreadyExistsError("store_exists", message)
         with _storage_errors(self._target):
-            if self._partial.exists() and not self._is_mine(self._partial):
+            if self._partial.exists() and not self.is_resumed:
                 shutil.rmtree(self._partial)
             self._partial.mkdir(parents=True, exist_ok=True)
-            (self._partial / _IDENTITY).write_bytes(self._identity)
+            (self._partial / _IDENTITY).write_bytes(self._identity.encode())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,15 +144,22 @@ class Tree:
         _sync(self._target.parent)
 
 
-def begun_as(target: Path) -> str | None:
-    """The identity of an interrupted export to `target`; None where there is none."""
-    known = target.with_name(target.name + ".partial") / _IDENTITY
-    return known.read_text(encoding="utf-8") if known.is_file() else None
+def is_begun(target: Path, identity: str) -> bool:
+    """Whether an interrupted export to `target` is of that identity."""
+    return _is_of(_partial(target), identity)
 
 
 def is_partial(path: Path) -> bool:
     """Whether `path` is an export that did not come to its end."""
     return (path / _IDENTITY).is_file()
+
+
+def _is_of(path: Path, identity: str) -> bool:
+    return is_partial(path) and (path / _IDENTITY).read_bytes() == identity.encode()
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
 
 
 def _is_empty(path: Path) -> bool:

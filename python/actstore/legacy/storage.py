@@ -200,7 +200,7 @@ def _plain(activations: Mapping[str, Any]) -> Captured:
 
 def _array(name: str, array: object) -> NDArray[Any]:
     dtype, shape, data = arrays.encode(name, array)
-    return widen(arrays.as_numpy(np.frombuffer(data, np.uint8), dtype, shape), dtype)
+    return widen(arrays.as_numpy(data, dtype, shape), dtype)
 
 
 def _json(document: object) -> bytes:

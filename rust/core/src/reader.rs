@@ -77,15 +77,23 @@ pub fn read_selected(
     points: &[impl AsRef<str>],
     positions: &Positions,
 ) -> Result<Vec<(Layout, Buffer)>> {
-    let (mut wanted, mut found) = (Vec::with_capacity(points.len()), Vec::with_capacity(points.len()));
-    for point in points {
-        let Selected { activation, rows, layout } = select(entry.as_ref(), point.as_ref(), positions)?;
+    let wanted = points.iter().map(|point| {
+        let selected = select(entry.as_ref(), point.as_ref(), positions)?;
+        Ok((entry.clone(), selected))
+    });
+    read_into_own(store, wanted.collect::<Result<_>>()?)
+}
+
+/// What was selected of entries, each in memory of its own.
+fn read_into_own(store: &Store, wanted: Vec<(Arc<dyn Stored>, Selected)>) -> Result<Vec<(Layout, Buffer)>> {
+    let (mut rest, mut found) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
+    for (entry, Selected { activation, rows, layout }) in wanted {
         let buffer = store.buffers().take(size(layout.bytes())?)?;
-        wanted.push((activation, rows));
+        rest.push((entry, activation, rows));
         found.push((layout, buffer));
     }
-    let requests = wanted.into_iter().zip(&mut found).map(|((activation, rows), (_, out))| {
-        let entry = entry.clone();
+    let requests = rest.into_iter().zip(&mut found).map(|((entry, activation, rows), (_, out))| {
+        let out = &mut **out;
         Request { entry, activation, rows, out }
     });
     read(store, requests.collect())?;
@@ -287,10 +295,8 @@ fn pieces<'a>(activation: &Activation, rows: Option<Vec<u64>>, out: &'a mut [u8]
 
 fn all_pieces<'a>(activation: &Activation, row_bytes: usize, mut out: &'a mut [u8]) -> Result<Vec<Piece<'a>>> {
     let mut pieces = Vec::with_capacity(activation.frames.len());
-    let rows = activation.layout.rows();
     for frame in 0..activation.frames.len() {
-        let first = frame as u64 * activation.frame_rows;
-        let count = activation.frame_rows.min(rows - first);
+        let count = frame_row_count(activation, frame);
         let (mine, rest) = out.split_at_mut(size(count)? * row_bytes);
         out = rest;
         pieces.push(Piece { frame, rows: std::iter::once(0..count).collect(), out: mine });

@@ -7,16 +7,15 @@ use std::vec;
 use rayon::prelude::*;
 
 use super::ahead::Parts;
-use super::{Request, Selected, read, select};
+use super::{Selected, read_into_own, select};
 use crate::buffers::Buffer;
 use crate::entry::Positions;
 use crate::error::{Kind, Result};
-use crate::format::size;
 use crate::store::{Store, Stored};
 use crate::tensor::Layout;
 
 /// Bytes that are decoded together: work enough for every thread, and few enough to be in the cache when they are used.
-const WINDOW_BYTES: usize = 4 << 20;
+const WINDOW_BYTES: u64 = 4 << 20;
 /// Bounds the arrays of a window where activations are tiny.
 const WINDOW_ENTRIES: usize = 256;
 /// Entries that are looked up together.
@@ -63,22 +62,15 @@ impl Scan {
     }
 
     fn window(&mut self) -> Result<Vec<Scanned>> {
-        let (mut wanted, mut window, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while bytes < WINDOW_BYTES && window.len() < WINDOW_ENTRIES {
+        let (mut keys, mut wanted, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while bytes < WINDOW_BYTES && keys.len() < WINDOW_ENTRIES {
             let Some(Found { key, entry, selected }) = self.next_found()? else { break };
-            let rows = self.store.buffers().take(size(selected.layout.bytes())?)?;
-            bytes += rows.len();
-            window.push(Scanned { key, layout: selected.layout, rows });
-            wanted.push((entry, selected.activation, selected.rows));
+            bytes += selected.layout.bytes();
+            keys.push(key);
+            wanted.push((entry, selected));
         }
-        let requests = wanted.into_iter().zip(&mut window).map(|((entry, activation, rows), scanned)| Request {
-            entry,
-            activation,
-            rows,
-            out: &mut scanned.rows,
-        });
-        read(&self.store, requests.collect())?;
-        Ok(window)
+        let read = read_into_own(&self.store, wanted)?;
+        Ok(keys.into_iter().zip(read).map(|(key, (layout, rows))| Scanned { key, layout, rows }).collect())
     }
 
     /// The next entry that has the point.
