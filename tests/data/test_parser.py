@@ -31,12 +31,12 @@ from answered import (
     Answer,
     answers,
     halves,
-    put_pickles,
     write_evaluation,
     write_inference,
     write_lines,
     write_log,
 )
+from old_logs import write
 from old_trees import key_of
 
 COUNT = 10
@@ -411,7 +411,7 @@ def test_points_and_rows_that_are_not_there_are_named(kind: str, tmp_path: Path)
 def test_a_damaged_entry_is_left_out_and_named(tmp_path: Path) -> None:
     logged = answers(3)
     log = write_log("old lmdb", tmp_path / "log", logged)
-    put_pickles(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04no pickle"})
+    write(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04no pickle"})
     inference = write_inference(tmp_path / "rows", logged)
     parser = ActivationParser(inference, write_evaluation(tmp_path / "eval", halves(3)), log)
     assert (parser.report.matched, parser.report.used) == (3, 2)
@@ -422,7 +422,7 @@ def test_a_log_that_is_written_to_meanwhile_ends_the_join(tmp_path: Path) -> Non
     """It is no damage of one entry after the other."""
     logged = answers(3)
     log = open_log(write_log("old lmdb", tmp_path / "log", logged))
-    put_pickles(tmp_path / "log_metadata", {"other": {}})
+    write(tmp_path / "log_metadata", {"other": {}})
     rows = FrameRows([{"prompt": answer.question, "halu": False} for answer in logged])
     with pytest.raises(LockedError) as caught:
         join(rows, lambda _, row: Labels(False, bool(row.fields["halu"])), log, None, "response")
@@ -442,8 +442,8 @@ class Gadget:
 def test_h7_a_log_from_somebody_else_runs_nothing(tmp_path: Path) -> None:
     logged = answers(3)
     log = write_log("old lmdb", tmp_path / "log", logged)
-    put_pickles(tmp_path / "log_metadata", {logged[0].key: {"prompt": Gadget(tmp_path / "ran")}})
-    put_pickles(tmp_path / "log", {logged[1].key: {"data": Gadget(tmp_path / "ran"), "metadata": {}}})
+    write(tmp_path / "log_metadata", {logged[0].key: {"prompt": Gadget(tmp_path / "ran")}})
+    write(tmp_path / "log", {logged[1].key: {"data": Gadget(tmp_path / "ran"), "metadata": {}}})
     rows = [{"prompt": answer.question, "halu": False} for answer in logged]
     parser = ActivationParser(None, None, log, rows)
     assert [damage["kind"] for damage in parser.report.damaged] == ["untrusted_input"]
@@ -462,7 +462,7 @@ def test_h22_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 def test_arrays_of_the_first_eras_are_no_layers(tmp_path: Path) -> None:
     key = key_of("user: old?")
-    put_pickles(tmp_path / "log", {key: {"prompt": "user: old?", "response": "r", "activations": np.ones((2, 3))}})
+    write(tmp_path / "log", {key: {"prompt": "user: old?", "response": "r", "activations": np.ones((2, 3))}})
     parser = ActivationParser(None, None, tmp_path / "log", [{"prompt": "old?", "halu": True}])
     assert len(parser) == 1
     with pytest.raises(NotFoundError, match="is of era `V0`, whose arrays are not layers") as caught:
