@@ -811,6 +811,24 @@ def test_variables_set_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ActivationsLogger()
 
 
+def test_a_log_of_the_other_kind_or_compression_is_refused_in_the_words_of_the_loggers(tmp_path: Path) -> None:
+    ActivationsLogger(tmp_path / "log").close()
+    for call, said in (
+        (
+            lambda: JsonActivationsLogger(tmp_path / "log"),
+            r"`backend` is `json`, but .* with `lmdb`; log to another path",
+        ),
+        (
+            lambda: ActivationsLogger(tmp_path / "log", compression="zstd"),
+            "`compression` is `zstd`, but .* with `planes`; log to another path",
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match=said) as caught:
+            call()
+        assert caught.value.kind == "invalid_option"
+    ActivationsLogger(tmp_path / "log", compression="planes").close()
+
+
 text = st.text(st.characters(categories=None), max_size=8)
 fields = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | text,
