@@ -38,6 +38,7 @@ from answered import (
 )
 from old_logs import write
 from old_trees import key_of
+from processes import run_python
 
 COUNT = 10
 
@@ -282,7 +283,17 @@ def keys_of(parser: ActivationParser, split: str) -> set[str]:
     return set(parser.get_dataset(split, [0, 1]).keys)
 
 
-def test_splits_are_stratified_and_follow_from_seed_and_keys(tmp_path: Path) -> None:
+SPLIT = """
+    import json, sys
+    from actstore.data import ActivationParser
+
+    rows = [{"prompt": f"what is {number}?", "halu": number < 20} for number in range(50)]
+    print(json.dumps(ActivationParser(None, None, sys.argv[1], rows).get_dataset("test", [0, 1]).keys))
+"""
+
+
+def test_i4_splits_are_stratified_and_follow_from_seed_and_keys_in_any_process(tmp_path: Path) -> None:
+    """Of a program that took Python's own hash of a text, each process chose others."""
     logged = answers(50)
     write_log("shards", tmp_path / "log", logged)
     rows = [{"prompt": answer.question, "halu": number < 20} for number, answer in enumerate(logged)]
@@ -292,6 +303,7 @@ def test_splits_are_stratified_and_follow_from_seed_and_keys(tmp_path: Path) -> 
     assert len(test & {answer.key for answer in logged[:20]}) == 4
     assert keys_of(ActivationParser(None, None, tmp_path / "log", rows[::-1]), "test") == test
     assert keys_of(ActivationParser(None, None, tmp_path / "log", rows, seed=7), "test") != test
+    assert set(json.loads(run_python(SPLIT, tmp_path / "log"))) == test
 
 
 @given(st.lists(st.tuples(st.uuids(), st.booleans()), unique_by=lambda pair: pair[0]), st.integers(0, 9), st.randoms())
