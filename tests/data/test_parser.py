@@ -208,6 +208,20 @@ def test_h3_a_log_that_does_not_say_its_mode_is_not_guessed_at(tmp_path: Path) -
     assert np.array_equal(parser.get_activations(1)[2][2], logged[1].states[2])  # pyright: ignore[reportArgumentType]
 
 
+def test_h3_a_mode_that_the_whole_log_says_is_that_of_its_entries(tmp_path: Path) -> None:
+    logged = answers(4, mode="prompt")
+    write_log("json v1", tmp_path / "log", logged)
+    index = json.loads((tmp_path / "log" / "metadata.json").read_text())
+    for fields in index["entries"].values():
+        index["logger_config"] |= fields.pop("logging_config")
+    (tmp_path / "log" / "metadata.json").write_text(json.dumps(index))
+    inference = write_inference(tmp_path / "rows", logged)
+    evaluation = write_evaluation(tmp_path / "eval", halves(4))
+    with pytest.raises(InvalidInputError, match="has rows at the positions `response`; choose other"):
+        ActivationParser(inference, evaluation, tmp_path / "log")
+    assert len(ActivationParser(inference, evaluation, tmp_path / "log", positions="prompt")) == 4
+
+
 def test_h11_answers_of_one_token_are_left_out_and_counted(tmp_path: Path) -> None:
     """The last token of an answer has no state, so an answer of one token has no rows."""
     logged = answers(4, rows=0)
