@@ -51,9 +51,25 @@ class TokenBatch:
 
 
 def tokens(
+    core: _core.Store, point: str, positions: str | list[int], batch_size: int, *, shuffle: bool, seed: int
+) -> Iterator[TokenBatch]:
+    """The batches of `Store.tokens`. Errors: `invalid_option` at once, the others with the first batch."""
+    size = _whole("batch_size", batch_size, 1, 2**31)
+    return _batches(core, point, positions, size, _whole("seed", seed, 0, 2**64 - 1) if shuffle else None)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    index = getattr(value, "__index__", None)
+    if index is None or isinstance(value, bool) or not least <= int(index()) <= most:
+        message = f"`{name}` is `{value!r}`; give a whole number from {least} to {most}"
+        raise InvalidInputError("invalid_option", message)
+    return int(index())
+
+
+def _batches(
     core: _core.Store, point: str, positions: str | list[int], batch_size: int, seed: int | None
 ) -> Iterator[TokenBatch]:
-    """The batches of `Store.tokens`; one is read while the one before is used."""
+    """Each is read while the one before is used."""
     planned = core.tokens(point, positions, seed)
     vectors = planned.vectors()
     if vectors is None:

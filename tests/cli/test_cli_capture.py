@@ -15,6 +15,7 @@ from typer.testing import Result
 
 import actstore
 from actstore.cli.models import LoadedModel, read_batch
+from actstore.sizes import format_bytes
 
 Run = Callable[..., Result]
 QUICK = ("--max-new-tokens", 4, "--points", "embed,resid_post", "--layers", "first_half")
@@ -131,6 +132,18 @@ def test_prompts_with_responses_are_read_in_one_forward(side: str | None, run: R
             assert (stored - logits.float()).abs().max() < 0.05 * logits.float().abs().max()
 
 
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_i10_the_estimate_is_what_is_stored(positions: str, run: Run, tmp_path: Path) -> None:
+    """Of all tokens of all layers, or of one token of each row: the two are not taken for each other."""
+    pairs = [{"prompt": f"What is {number}?", "response": " I do not know." * number} for number in range(1, 9)]
+    rows = write_rows(tmp_path / "in.jsonl", pairs)
+    result = run("capture", "demo", rows, "--store", tmp_path / "out", "--positions", positions)
+    assert result.exit_code == 0, result.stderr
+    with actstore.open(tmp_path / "out") as store:
+        kept = store.info()["raw_bytes"]
+    assert f": {format_bytes(kept)} before compression" in result.stdout
+
+
 def test_only_the_prompt_gets_special_tokens() -> None:
     model, tokenizer = actstore.demo.load()
     begin = tokenizer.convert_tokens_to_ids("<|begin|>")
@@ -228,7 +241,7 @@ def test_a_prompt_beyond_the_context_costs_nothing_that_was_stored(run: Run, pro
         assert store.verify()["damage"] == []
 
 
-def test_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
+def test_i3_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
     prompts = tmp_path / "in.txt"
     prompts.write_text("".join(f"What is {number} and one?\n" for number in range(120)), encoding="utf-8")
     arguments = ["capture", "demo", str(prompts), "--store", str(tmp_path / "out"), "--max-new-tokens", "8"]

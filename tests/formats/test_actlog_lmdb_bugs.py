@@ -162,7 +162,7 @@ def test_h12_what_cannot_be_unpacked_is_named_and_not_given_as_activations(tmp_p
     frame, about = zstd(packed(HALVES), tensor_metadata=tensor_metadata(HALVES))
     good, bad = wrapped(frame, about), wrapped(frame[:-3], about)
     failed = wrapped([HALVES[0], None], {**NONE, "error": "'NoneType' object has no attribute 'cpu'"})
-    write(tmp_path / "log", {key: pickle.dumps(value) for key, value in {"a": good, "b": bad, "c": failed}.items()})
+    write(tmp_path / "log", {"a": good, "b": bad, "c": failed})
     with actstore.create(backend="memory") as store:
         report = import_store(tmp_path / "log", store, verify=True)
         assert [(damage["key"], damage["kind"]) for damage in report.left_out] == [("b", "malformed")]

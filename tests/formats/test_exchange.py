@@ -378,7 +378,7 @@ MEASURED = """
 
 
 @pytest.mark.parametrize("name", ["npy", "pt"])
-def test_memory_does_not_grow_with_the_source(name: str, tmp_path: Path) -> None:
+def test_e7_memory_does_not_grow_with_the_source(name: str, tmp_path: Path) -> None:
     if name == "npy":
         states = hidden_states(0, rows=64, width=1024)
         write_v2(tmp_path / "old", {key_of(str(index)): (record(str(index)), states) for index in range(200)})

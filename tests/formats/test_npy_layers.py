@@ -227,6 +227,16 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
     assert caught.value.kind == "limit_exceeded"
 
 
+def test_c6_numbers_without_a_header_are_no_npy(tmp_path: Path) -> None:
+    """A later program called its raw memory so; what shape and dtype it has is nowhere, and is not guessed."""
+    write_documented(tmp_path / "old", passes=("mcq",))
+    path = tmp_path / "old" / "mcq" / "activations_layer_01.npy"
+    path.write_bytes(values(1).tobytes())
+    with pytest.raises(CorruptError, match=r"activations_layer_01\.npy` has no `\.npy` header") as caught:
+        memory(tmp_path / "old")
+    assert caught.value.kind == "malformed"
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [(np.arange(3), "is no array of `4` lengths"), (np.full(4, 9), "up to `5`"), (np.ones(4), "is no array")],

@@ -20,12 +20,12 @@ from answered import (
     Answer,
     answers,
     halves,
-    put_pickles,
     read_lines,
     write_evaluation,
     write_lines,
     write_log,
 )
+from old_logs import write
 from old_trees import key_of
 from processes import run_python
 
@@ -114,7 +114,7 @@ def test_what_is_missing_or_corrupted_is_skipped_and_counted(tmp_path: Path) -> 
     logged = answers(COUNT, ONE_SENTENCE)
     write_log("old lmdb", tmp_path / "log", logged)
     said = {"prompt": logged[2].fields["prompt"], "input_length": 3, "timestamp": 1.5}
-    put_pickles(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04damaged", logged[2].key: said})
+    write(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04damaged", logged[2].key: said})
     rows = [*questions(logged), {"prompt": "never asked"}, {"prompt": "never asked either"}]
     write_lines(tmp_path / "qa", rows)
     with (tmp_path / "qa").open("a") as file:
