@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,35 @@ REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
         lambda path: export_store(path / "store", path / "new", "pt-shards", shard_size=0),
         "invalid_option",
         "`shard_size` is `0`; give a number from 1",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", dtype="float64"),
+        "invalid_option",
+        "`dtype` is `float64`; for `pt-shards` one of `float16`, `bfloat16`, `float32`",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", overflow="saturate"),
+        "invalid_option",
+        "`dtype` is not given, but `overflow` is about it",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", dtype="float16", overflow="keep"),
+        "invalid_option",
+        "`overflow` is `keep`; for `pt-shards`, whose files have one dtype, `error` or `saturate`",
+    ),
+    *(
+        (
+            partial(lambda name, path: export_store(path / "store", path / "new", name, dtype="float16"), name),
+            "invalid_option",
+            f"`dtype` cannot be given for `{name}`, which has activations in the dtype that they have",
+        )
+        for name in formats.names()
+        if name != "pt-shards"
+    ),
+    (
+        lambda path: actstore.migrate(path / "store", path / "new", target_format="capture-npz", dtype="float16"),
+        "invalid_option",
+        "`dtype` cannot be given from `auto` to `capture-npz`",
     ),
     (
         lambda path: actstore.migrate(path / "old", path / "new", target_format="shards", layers=1),

@@ -98,6 +98,7 @@ def _resolved(loaded: LoadedModel, store: Store, max_new_tokens: int | None) -> 
         "model": loaded.name,
         "revision": loaded.revision,
         "model_dtype": dtype_name(loaded.model.dtype),
+        "num_layers": loaded.num_layers,
         "stored_dtype": store.settings["dtype"],
         "padding_side": loaded.tokenizer.padding_side,
         "max_new_tokens": max_new_tokens,
@@ -160,7 +161,7 @@ def _note(recorder: Recorder) -> str:
 
 
 def _capture_batch(recorder: Recorder, rows: list[Row], plan: _Plan) -> None:
-    metadata = [plan.run.metadata(row) for row in rows]
+    metadata = [{**plan.run.metadata(row), "batch_size": plan.batch_size} for row in rows]
     # None leaves the key to be that of the prompt.
     keys = None if plan.run.dataset is None else [plan.run.key(row) for row in rows]
     prompts = [row.prompt for row in rows]

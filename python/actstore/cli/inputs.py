@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RESERVED = ("model", "revision", "dataset", "split", "row", "input_sha256", "run")
+RESERVED = ("model", "revision", "dataset", "split", "row", "input_sha256", "run", "batch_size")
 """Metadata that `capture` writes itself, so that no field of an input may have these names."""
 
 

@@ -28,9 +28,14 @@ class LoadedModel:
     name: str
     revision: str | None
 
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the model."""
+        return self._config.num_hidden_layers
+
     def points(self, points: str, layers: str) -> list[str]:
         """Stored names of the hook points that comma-separated `points` are at `layers`."""
-        return hook_points.expand(points.split(","), layers, self._config.num_hidden_layers)
+        return hook_points.expand(points.split(","), layers, self.num_layers)
 
     def row_bytes(self, points: Sequence[str], dtype: str | None) -> int:
         """Raw bytes of one token at all of `points`, packed to a `dtype` of 2 bytes or in the model's own."""
