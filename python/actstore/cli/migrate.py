@@ -132,7 +132,8 @@ class _Follower:
         now = time.monotonic()
         if done == total or now - self._shown >= _UPDATE_INTERVAL_SECONDS:
             self._shown = now
-            self.bar.update(done, f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s")
+            speed = f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s"
+            self.bar.update(done, speed if raw_bytes else "")
 
 
 @contextmanager
