@@ -460,6 +460,43 @@ def test_e2_an_export_of_two_splits_that_was_stopped_goes_on(stopped: int, overw
     assert torch.load(shard).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("killed", ["EM.partial", "Neutral.partial"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_export_of_two_splits_that_was_killed_as_one_got_its_name_goes_on(
+    killed: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(path: Path, target: Path) -> Path:
+        result = rename(path, target)
+        if path.name == killed:
+            raise KeyboardInterrupt
+        return result
+
+    target, store, rename = tmp_path / "new", captured(10), Path.rename
+    options: dict[str, Any] = {"shard_size": 2, "overwrite": overwrite}
+    if overwrite:
+        export_store(captured(10, dtype=torch.float32), target, "pt-shards", shard_size=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            export_store(store, target, "pt-shards", **options)
+    place = target / "unsloth_Test-1B" / "SP_test" / killed.removesuffix(".partial")
+    assert memory(place)[1].migrated == 10
+    before = {path: path.stat().st_mtime_ns for path in place.glob("layer_*/*.pt")}
+    report = export_store(store, target, "pt-shards", verify=True, **options)
+    assert (report.migrated, report.verified) == (20, 20)
+    # Nothing of it was written once more.
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*.pt")} == before
+    assert not [path for path in target.rglob("*") if path.name == ".export" or path.suffix == ".partial"]
+
+
+def test_the_size_of_an_export_is_that_of_its_own_files(tmp_path: Path) -> None:
+    small_tree(tmp_path, model_name="another")
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    report = export_store(store_of([torch.ones(1, 4)]), tmp_path, "pt-shards")
+    own = sum(path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file())
+    assert report.file_bytes == report.stored_bytes == own
+
+
 def test_an_export_is_verified_beside_those_of_other_models(tmp_path: Path) -> None:
     small_tree(tmp_path, model_name="unsloth/Test-1B")
     store = actstore.create(backend="memory")

@@ -123,12 +123,13 @@ def _planned(export: Export, format: Format) -> MigrationReport:
     started = time.monotonic()
     for key in export.keys:
         entry = export.store[key]
-        export.wrote(key, sum(entry_bytes(entry, point) for point in entry.points))
+        export.wrote(key, entry.points, sum(entry_bytes(entry, point) for point in entry.points))
     return replace(_report(export, format, started, export.raw_bytes), dry_run=True)
 
 
 def _size(export: Export) -> int:
-    files = (file for place in export.places for file in place.rglob("*") if file.is_file())
+    # Beside its parts, others may lie in the place.
+    files = (file for place in export.parts or export.places for file in place.rglob("*") if file.is_file())
     return sum(file.stat().st_size for file in files)
 
 
@@ -178,6 +179,9 @@ def _difference(export: Export, entry: Entry, load: Callable[[], Imported]) -> s
     for name in ("prompt", "response"):
         if getattr(read, name) not in (None, getattr(entry, name)):
             return f"`{name}` of entry `{entry.key}` is another"
+    missing = [point for point in export.written[entry.key] if point not in read.activations]
+    if missing:
+        return f"`{missing[0]}` of entry `{entry.key}` is missing in what was written"
     for point, values in read.activations.items():
         if point not in entry or not _same(export, entry, point, values):
             return f"`{point}` of entry `{entry.key}` has other values"

@@ -175,7 +175,7 @@ def _count(export: Export, keys: list[str], layers: list[int]) -> None:
     points, sizes = [canonical(("resid_post", layer)) for layer in layers], dict(_core.dtypes())
     for key in keys:
         entry = export.store[key]
-        export.wrote(key, sum(entry.shape(point)[1] * sizes[_dtype(export, entry, point)] for point in points))
+        export.wrote(key, points, sum(entry.shape(point)[1] * sizes[_dtype(export, entry, point)] for point in points))
 
 
 def _save(export: Export, keys: list[str], point: str, path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.entry import key_of_prompt
@@ -83,9 +84,10 @@ class Export:
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `dtype`: what activations are
     converted to, None for what they are, and `overflow` what becomes of finite values beyond it: `error` or `saturate`.
     `overwrite`: whether an earlier export in the place may be removed. A format calls `wrote` for each entry, in the
-    order in which it reads them again; what it cannot hold it says to `note`, and an entry that it cannot hold at all
-    it leaves out. `places`: what the files of the export are in, `target` and what a format puts beside it. `parts`:
-    what of `target` it wrote, in that order, where other exports may lie beside it.
+    order in which it reads them again, so that `written` has the hook points of each by its key; what it cannot hold it
+    says to `note`, and an entry that it cannot hold at all it leaves out. `places`: what the files of the export are
+    in, `target` and what a format puts beside it. `parts`: what of `target` it wrote, in that order, where other
+    exports may lie beside it.
     """
 
     store: Store
@@ -99,7 +101,7 @@ class Export:
     overwrite: bool
     progress: Callable[[int, int, int], object] | None = None
     raw_bytes: int = 0
-    written: list[str] = field(default_factory=list[str])
+    written: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
     notes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[Damage] = field(default_factory=list[Damage])
     parts: list[Path] = field(default_factory=list["Path"])
@@ -117,9 +119,10 @@ class Export:
             digest.update(json.dumps([key, self.store[key].content_id]).encode())
         return digest.hexdigest()
 
-    def wrote(self, key: str, raw_bytes: int) -> None:
-        """Count an entry and show it."""
-        self.written.append(key)
+    def wrote(self, key: str, points: Iterable[str], raw_bytes: int) -> None:
+        """Count an entry, of which the files have the activations at `points`, and show it."""
+        # Of points that are the same for many entries, as most are, the names are held once.
+        self.written[key] = tuple(map(intern, points))
         self.raw_bytes += raw_bytes
         self._show()
 
