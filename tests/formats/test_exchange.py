@@ -167,6 +167,10 @@ def test_packing_on_the_way_in(tmp_path: Path) -> None:
     assert caught.value.kind == "float16_overflow"
 
 
+def export_as_float16(name: str, path: Path) -> None:
+    export_store(path / "store", path / "new", name, dtype="float16")
+
+
 REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda path: import_store(path / "none", path / "new"), "not_a_store", "does not exist; give what to import"),
     (lambda path: import_store(path / "empty", path / "new"), "not_a_store", "is in none of the formats"),
@@ -206,7 +210,7 @@ REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
     ),
     *(
         (
-            partial(lambda name, path: export_store(path / "store", path / "new", name, dtype="float16"), name),
+            partial(export_as_float16, name),
             "invalid_option",
             f"`dtype` cannot be given for `{name}`, which has activations in the dtype that they have",
         )
@@ -420,7 +424,10 @@ def test_a_hook_point_that_is_missing_in_an_export_is_found(
         format.write(export)
         format.write(replace(export, store=fewer, overwrite=True, written={}, parts=[]))
 
-    monkeypatch.setattr(exporting, "find", lambda _: replace(format, write=write))
+    def find(_: str) -> formats.Format:
+        return replace(format, write=write)
+
+    monkeypatch.setattr(exporting, "find", find)
     message = "3 of 3 entries differ after migrating, .*`blocks.1.hook_resid_post` of entry `0` is missing in what"
     with pytest.raises(CorruptError, match=message):
         export_store(exportable(), tmp_path / "new", name, layers=3, verify=True)

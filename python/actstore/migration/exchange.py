@@ -82,7 +82,7 @@ def _through_a_store(
         return replace(read, target=target, backend=format)
     with _between(target) as between:
         imported = _import(source, between, inner, verify=verify, dry_run=False, progress=None)
-        options = {"verify": verify, "progress": progress, **_conversion(request)}
+        options: dict[str, Any] = {"verify": verify, "progress": progress, **_conversion(request)}
         exported = formats.export_store(between, target, format, **options)
     return replace(
         exported,
