@@ -1,4 +1,4 @@
-"""Every Python block of the README and the guide, and every command after a `$`, runs in order in an empty directory."""
+"""Every Python block of the README and the guide, and every command after a `$`, runs, in an empty directory."""
 
 import re
 import shlex

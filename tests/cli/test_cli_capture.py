@@ -225,7 +225,8 @@ def test_other_bad_input(run: Run, prompts: Path, tmp_path: Path) -> None:
     out = ("--store", tmp_path / "out")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     assert "is not UTF-8" in run("capture", "demo", tmp_path / "latin.txt", *out).stderr
-    assert "missing.txt" in run("capture", "demo", tmp_path / "missing.txt", *out).stderr
+    missing = run("capture", "demo", tmp_path / "missing.txt", *out)
+    assert missing.stderr == f"error: cannot read `{tmp_path / 'missing.txt'}`: No such file or directory\n"
     assert run("capture", "demo", prompts, *out, "--dataset", "d").exit_code == 2
     assert run("capture", "demo", prompts).exit_code == 2
     assert run("capture", "demo", prompts, *out, "--limit", 0).exit_code == 2

@@ -74,7 +74,7 @@ def _rows(path: Path, response_field: str | None) -> Iterator[Row]:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a text file with their numbers from 0, blank ones left out.
 
-    Errors: `InvalidInputError` of kind `invalid_option` where it is not UTF-8.
+    Errors: `InvalidInputError` of kind `invalid_option` where it cannot be read, or is not UTF-8.
     """
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -82,6 +82,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 text = line.rstrip("\n")
                 if text.strip():
                     yield number, text
+    except OSError as error:
+        raise InvalidInputError("invalid_option", f"cannot read `{path}`: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InvalidInputError("invalid_option", f"`{path}` is not UTF-8: {error.reason}") from None
 
