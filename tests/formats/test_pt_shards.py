@@ -423,7 +423,10 @@ def test_missing_rows_are_said_to_break_the_pairing(tmp_path: Path) -> None:
     store = captured(5, ("EM",))
     store.delete("SP_test:EM:2")
     report = export_store(store, tmp_path / "new", "pt-shards")
-    assert report.notes == ("rows are missing or named twice, so row i of one split is not row i of the other (1 x)",)
+    note = (
+        "rows of `unsloth_Test-1B/SP_test/EM` are missing or named twice, so that its row i need not be that of another"
+    )
+    assert report.notes == (f"{note} split (1 x)",)
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:

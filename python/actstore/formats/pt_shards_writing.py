@@ -57,7 +57,7 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
     if len(paths) != len(groups):
         raise InvalidInputError("invalid_metadata", "two models have the same directory; export them to two places")
     # Everything is checked before anything is written.
-    checked = [(path, paths[path], *_checked(export, groups[paths[path]])) for path in sorted(paths, key=_parts)]
+    checked = [(path, paths[path], *_checked(export, path, groups[paths[path]])) for path in sorted(paths, key=_parts)]
     left = _left(export, [path for path, *_ in checked])
     trees = {path: Tree(export.target / path, export.identity, replaces) for path in left}
     for tree in trees.values():
@@ -100,13 +100,15 @@ def _place(entry: Entry) -> _Place:
     return _Place(*(str(name) for name in names))
 
 
-def _checked(export: Export, keys: list[str]) -> tuple[list[str], list[int]]:
+def _checked(export: Export, path: str, keys: list[str]) -> tuple[list[str], list[int]]:
     """The keys in the order of their rows, and the layers that every entry has alike."""
     numbers: list[Any] = [export.store[key].metadata.get("row") for key in keys]
     if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         keys = [key for _, key in sorted(zip(numbers, keys, strict=True))]
         if sorted(numbers) != list(range(len(keys))):
-            export.note("rows are missing or named twice, so row i of one split is not row i of the other")
+            export.note(
+                f"rows of `{path}` are missing or named twice, so that its row i need not be that of another split"
+            )
     first = _layout(export, export.store[keys[0]])
     for key in keys:
         entry = export.store[key]
