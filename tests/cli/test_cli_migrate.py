@@ -177,7 +177,7 @@ def test_ctrl_c_while_verifying(run: Run, small_store: Path, tmp_path: Path, mon
         (("auto", "shards", "--codec", "gzip"), "unknown codec `gzip`"),
         (("auto", "shards", "--key", "none"), "no entry `none`"),
         (("auto", "shards", "--keys-from", "keys"), "`keys` is not UTF-8"),
-        (("auto", "shards", "--keys-from", "missing"), "cannot read the keys in `missing`: No such file or directory"),
+        (("auto", "shards", "--keys-from", "missing"), "cannot read `missing`: No such file or directory"),
         (("auto", "shards", "--layers", "7"), "layers `7` are not stored; stored are `0`, `1`"),
         (("auto", "shards", "--points", "logits"), "hook point `logits` is not stored"),
     ],

@@ -3,18 +3,28 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import actstore
 from actstore import formats
 from actstore.cli import app
-from actstore.errors import CorruptError, InvalidInputError, KeyConflictError, NotFoundError, StorageIoError
-from actstore.formats import export_store, import_store
+from actstore.errors import (
+    AlreadyExistsError,
+    CorruptError,
+    InvalidInputError,
+    KeyConflictError,
+    NotFoundError,
+    StorageIoError,
+)
+from actstore.formats import export_store, exporting, import_store
 from actstore.store import Store
 from old_trees import hidden_states, key_of, record, residuals, some_entries, write_split, write_v1, write_v2, write_v3
 from processes import python, run_python
@@ -157,6 +167,10 @@ def test_packing_on_the_way_in(tmp_path: Path) -> None:
     assert caught.value.kind == "float16_overflow"
 
 
+def export_as_float16(name: str, path: Path) -> None:
+    export_store(path / "store", path / "new", name, dtype="float16")
+
+
 REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda path: import_store(path / "none", path / "new"), "not_a_store", "does not exist; give what to import"),
     (lambda path: import_store(path / "empty", path / "new"), "not_a_store", "is in none of the formats"),
@@ -178,6 +192,35 @@ REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
         lambda path: export_store(path / "store", path / "new", "pt-shards", shard_size=0),
         "invalid_option",
         "`shard_size` is `0`; give a number from 1",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", dtype="float64"),
+        "invalid_option",
+        "`dtype` is `float64`; for `pt-shards` one of `float16`, `bfloat16`, `float32`",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", overflow="saturate"),
+        "invalid_option",
+        "`dtype` is not given, but `overflow` is about it",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", dtype="float16", overflow="keep"),
+        "invalid_option",
+        "`overflow` is `keep`; for `pt-shards`, whose files have one dtype, `error` or `saturate`",
+    ),
+    *(
+        (
+            partial(export_as_float16, name),
+            "invalid_option",
+            f"`dtype` cannot be given for `{name}`, which has activations in the dtype that they have",
+        )
+        for name in formats.names()
+        if name != "pt-shards"
+    ),
+    (
+        lambda path: actstore.migrate(path / "store", path / "new", target_format="capture-npz", dtype="float16"),
+        "invalid_option",
+        "`dtype` cannot be given from `auto` to `capture-npz`",
     ),
     (
         lambda path: actstore.migrate(path / "old", path / "new", target_format="shards", layers=1),
@@ -285,14 +328,109 @@ def test_an_export_that_was_stopped_in_its_last_step_is_finished(tmp_path: Path)
 
     export_store(store, tmp_path / "new", "actlog-json-v1", progress=keep)
     whole = files(tmp_path / "new")
-    # The tree has its name, and is still marked as one that grows.
+    # The tree has its name, so it is complete, and only the mark of one that grows was not removed.
     (tmp_path / "new" / ".export").write_bytes(marks[0])
-    assert formats.format_of(tmp_path / "new") is None
+    assert formats.format_of(tmp_path / "new") is not None
     report = export_store(store, tmp_path / "new", "actlog-json-v1", verify=True)
     assert report.verified == 3
     assert {name: content for name, (_, content) in files(tmp_path / "new").items()} == {
         name: content for name, (_, content) in whole.items()
     }
+
+
+def exportable(seed: int = 0) -> Store:
+    """A store that every format can hold; the model has three layers."""
+    store = actstore.create(backend="memory")
+    for row in range(3):
+        store.put(
+            key=f"{row}",
+            prompt=f"prompt {row}",
+            activations={
+                point: residuals(seed + number, 3, torch.float16)[row : row + 1]
+                for number, point in enumerate(("embed", "resid_post.0", "resid_post.1", "final_norm"))
+            },
+            metadata={"model": "m", "dataset": "d", "split": "s", "row": row},
+        )
+    return store
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+def kill_at_the_end(patched: pytest.MonkeyPatch, step: str) -> None:
+    """Die once the tree has its name, or once what it replaced is gone too."""
+    rename, unlink = Path.rename, Path.unlink
+
+    def renamed(path: Path, target: Path) -> Path:
+        result = rename(path, target)
+        if path.name.endswith(".partial"):
+            raise Killed
+        return result
+
+    def unlinked(path: Path) -> None:
+        if path.name == ".export":
+            raise Killed
+        unlink(path)
+
+    patched.setattr(Path, step, {"rename": renamed, "unlink": unlinked}[step])
+
+
+@pytest.mark.parametrize("step", ["rename", "unlink"])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", formats.names())
+def test_an_export_that_is_killed_as_it_ends_is_there_whole(
+    name: str, overwrite: bool, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if overwrite:
+        export_store(exportable(7), tmp_path / "new", name, layers=3)
+    with monkeypatch.context() as patched:
+        kill_at_the_end(patched, step)
+        with pytest.raises(Killed):
+            export_store(exportable(), tmp_path / "new", name, layers=3, overwrite=overwrite)
+    # The second environment of a log gets its name first.
+    if name != "actlog-lmdb" or overwrite:
+        assert import_store(tmp_path / "new", actstore.create(backend="memory")).migrated == 3
+    report = export_store(exportable(), tmp_path / "new", name, layers=3, overwrite=overwrite, verify=True)
+    assert (report.migrated, report.verified) == (3, 3)
+    left = [path for path in tmp_path.rglob("*") if path.name in (".export", ".writing") or path.suffix == ".partial"]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_another_export_replaces_one_that_was_killed_as_it_ended(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at_the_end(patched, "unlink")
+        with pytest.raises(Killed):
+            export_store(exportable(7), tmp_path / "new", name, layers=3)
+    if name != "actlog-lmdb":
+        with pytest.raises(AlreadyExistsError):
+            export_store(exportable(), tmp_path / "new", name, layers=3)
+    assert export_store(exportable(), tmp_path / "new", name, layers=3, overwrite=True, verify=True).verified == 3
+    assert not list(tmp_path.rglob(".export"))
+
+
+@pytest.mark.parametrize("name", [name for name in formats.names() if name != "actlog-json-v3"])
+def test_a_hook_point_that_is_missing_in_an_export_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of version 3 of the JSON log an array has all hidden states or is none."""
+    format, fewer = formats.find(name), actstore.create(backend="memory")
+    actstore.migrate(exportable(), fewer, points=["embed", "resid_post.0", "final_norm"])
+
+    def write(export: formats.Export) -> None:
+        format.write(export)
+        format.write(replace(export, store=fewer, overwrite=True, written={}, parts=[]))
+
+    def find(_: str) -> formats.Format:
+        return replace(format, write=write)
+
+    monkeypatch.setattr(exporting, "find", find)
+    message = "3 of 3 entries differ after migrating, .*`blocks.1.hook_resid_post` of entry `0` is missing in what"
+    with pytest.raises(CorruptError, match=message):
+        export_store(exportable(), tmp_path / "new", name, layers=3, verify=True)
 
 
 def test_an_export_does_not_replace_the_store_it_reads(tmp_path: Path) -> None:

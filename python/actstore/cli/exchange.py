@@ -69,6 +69,10 @@ def export(
         int | None, typer.Option(help="How many the model has, for formats that count hidden states.")
     ] = None,
     shard_size: Annotated[int, typer.Option(help="Rows a file, of `pt-shards`.")] = 512,
+    dtype: Annotated[
+        str | None, typer.Option(help="`float16`, `bfloat16` or `float32`, of `pt-shards`; as it is by default.")
+    ] = None,
+    overflow: Annotated[str, typer.Option(help="Of values beyond that dtype: `error` or `saturate`.")] = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in this format.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Then read the files and compare every value.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be written.")] = False,
@@ -81,8 +85,8 @@ def export(
     """
     from actstore.formats import export_store
 
-    options: dict[str, Any] = {"layers": layers, "shard_size": shard_size, "overwrite": overwrite}
-    options |= {"verify": verify, "dry_run": dry_run}
+    options: dict[str, Any] = {"layers": layers, "shard_size": shard_size, "dtype": dtype, "overflow": overflow}
+    options |= {"overwrite": overwrite, "verify": verify, "dry_run": dry_run}
     with followed_phases(shown=context.obj.progress) as phases:
         report = export_store(source, target, target_format, progress=phases, **options)
     print_report(report, target, report_format)

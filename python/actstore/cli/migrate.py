@@ -14,7 +14,6 @@ from actstore.cli.app import FormatOption, command
 from actstore.cli.inputs import read_lines
 from actstore.cli.output import print_fields, print_json
 from actstore.cli.progress import Progress
-from actstore.errors import InvalidInputError
 from actstore.reports import counted
 from actstore.sizes import format_bytes
 
@@ -73,28 +72,16 @@ def migrate(
     if is_exchange(source, source_format, target_format):
         with followed_phases(shown=context.obj.progress) as phases:
             report = exchange(source, target, request, verify=verify, dry_run=dry_run, progress=phases)
-        print_report(report, target, report_format)
-        return
-    with opened(source, target, request, dry_run=dry_run) as migration:
-        if dry_run:
-            report = migration.estimate()
-            print_report(report, target, report_format)
-            if report.conflicts and on_conflict == "error":
-                typer.echo(
-                    "warning: the first conflict will end the migration; `--on-conflict` has other rules", err=True
-                )
-            return
-        report = _run(migration, verify=verify, shown=context.obj.progress)
+    else:
+        with opened(source, target, request, dry_run=dry_run) as migration:
+            report = migration.estimate() if dry_run else _run(migration, verify=verify, shown=context.obj.progress)
+    if dry_run and report.conflicts and on_conflict == "error":
+        typer.echo("warning: the first conflict will end the migration; `--on-conflict` has other rules", err=True)
     print_report(report, target, report_format)
 
 
 def _read_keys(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [key for _, key in read_lines(path)]
-    except OSError as error:
-        raise InvalidInputError("invalid_option", f"cannot read the keys in `{path}`: {error.strerror}") from None
+    return [] if path is None else [key for _, key in read_lines(path)]
 
 
 def _run(migration: Migration, *, verify: bool, shown: bool) -> MigrationReport:
@@ -132,7 +119,8 @@ class _Follower:
         now = time.monotonic()
         if done == total or now - self._shown >= _UPDATE_INTERVAL_SECONDS:
             self._shown = now
-            self.bar.update(done, f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s")
+            speed = f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s"
+            self.bar.update(done, speed if raw_bytes else "")
 
 
 @contextmanager

@@ -88,7 +88,8 @@ def _write_entry(version: str, entry: Entry, export: Export, tree: Tree) -> dict
     fields |= last
     if version == "3":
         tree.put(f"activations/{file_name(entry.key, '.json')}", lambda: json.dumps(fields, indent=2).encode("ascii"))
-    export.wrote(entry.key, sum(entry_bytes(entry, state) for state in states if state is not None))
+    stored = [state for state in states if state is not None]
+    export.wrote(entry.key, stored, sum(entry_bytes(entry, state) for state in stored))
     return fields
 
 

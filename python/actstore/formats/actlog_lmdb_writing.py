@@ -111,7 +111,7 @@ def _write_entry(entry: Entry, export: Export, entries: _Values, metadata: _Valu
     except (InvalidInputError, LimitExceededError) as error:
         export.leave_out(entry.key, error)
     else:
-        export.wrote(entry.key, sum(entry_bytes(entry, state) for state in stored))
+        export.wrote(entry.key, stored, sum(entry_bytes(entry, state) for state in stored))
 
 
 def _fields(entry: Entry, export: Export) -> tuple[Fields, Fields]:

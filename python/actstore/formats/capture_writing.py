@@ -76,7 +76,7 @@ def _write_entry(kind: Kind, export: Export, tree: Tree, name: str, entry: Entry
         tree.put(f"responses/{name}_response.txt", entry.response.encode)
     if entry.token_ids is not None or entry.positions is not None:
         export.note("token ids and positions are left out, the format has none")
-    export.wrote(entry.key, sum(entry_bytes(entry, point) for point in points))
+    export.wrote(entry.key, points, sum(entry_bytes(entry, point) for point in points))
 
 
 def _restored(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -104,7 +104,7 @@ def _write_pass(export: Export, tree: Tree, name: str, keys: list[str], points: 
                 _write_layer(export, path, keys, point, kind)
     for key in keys:
         entry = export.store[key]
-        export.wrote(key, sum(entry_bytes(entry, point) for point in points))
+        export.wrote(key, points, sum(entry_bytes(entry, point) for point in points))
 
 
 def _write_layer(export: Export, path: Path, keys: list[str], point: str, kind: tuple[str, int]) -> None:

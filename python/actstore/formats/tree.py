@@ -1,7 +1,8 @@
 """Writing a tree of files that is complete or not there.
 
 It grows in `<name>.partial` beside its place and is renamed when every file is written and synced. So a crash leaves
-nothing that looks complete, and files of an earlier export never lie between those of a later one.
+nothing that looks complete, and files of an earlier export never lie between those of a later one. The file `.export`
+says what grows there, and is removed last: one in a tree that has its name is what a crash left of a complete export.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import errno
 import os
 import shutil
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ __all__ = ["Tree", "file_name", "is_begun", "is_partial"]
 
 _IDENTITY = ".export"
 _WRITING = ".writing"
+_PARTIAL = ".partial"
 _LONGEST_NAME = 255
 
 
@@ -99,7 +100,7 @@ class Tree:
     @property
     def is_resumed(self) -> bool:
         """Whether an interrupted export of the same has begun the tree."""
-        return is_begun(self._target, self._identity)
+        return _is_of(self._partial, self._identity)
 
     def __enter__(self) -> Self:
         self.begin()
@@ -135,31 +136,37 @@ class Tree:
                 place.rmdir()
             else:
                 _sync(place)
-        if self._target.is_dir():
+        if self._target.is_dir() and self._replaces is None:
             # Where nothing may be replaced, only what is still empty is.
-            (self._target.rmdir if self._replaces is None else partial(shutil.rmtree, self._target))()
+            self._target.rmdir()
+        elif self._target.is_dir():
+            # Moved away first, so that nobody ever finds a part of it.
+            (self._partial / _WRITING).mkdir(exist_ok=True)
+            self._target.rename(self._partial / _WRITING / "replaced")
         self._partial.rename(self._target)
-        # Until here an interrupted export is known for what it is.
+        # From here on the tree is complete. What is left to do, repeating the export does too.
+        if (self._target / _WRITING).exists():
+            shutil.rmtree(self._target / _WRITING)
         (self._target / _IDENTITY).unlink()
         _sync(self._target.parent)
 
 
 def is_begun(target: Path, identity: str) -> bool:
-    """Whether an interrupted export to `target` is of that identity."""
-    return _is_of(_partial(target), identity)
+    """Whether an interrupted export to `target` is of that identity, stopped before its last step or after."""
+    return _is_of(_partial(target), identity) or _is_of(target, identity)
 
 
 def is_partial(path: Path) -> bool:
     """Whether `path` is an export that did not come to its end."""
-    return (path / _IDENTITY).is_file()
+    return path.absolute().name.endswith(_PARTIAL) and (path / _IDENTITY).is_file()
 
 
 def _is_of(path: Path, identity: str) -> bool:
-    return is_partial(path) and (path / _IDENTITY).read_bytes() == identity.encode()
+    return (path / _IDENTITY).is_file() and (path / _IDENTITY).read_bytes() == identity.encode()
 
 
 def _partial(target: Path) -> Path:
-    return target.with_name(target.name + ".partial")
+    return target.with_name(target.name + _PARTIAL)
 
 
 def _is_empty(path: Path) -> bool:
