@@ -218,9 +218,9 @@ class Store:
         every machine. The entries are those that there are when the first batch is asked for; one that is replaced or
         deleted later gives what it was or is refused as `no_such_key`.
 
-        Memory: three batches, 8 MiB, and of each entry its key and 64 bytes. With `shuffle` all vectors are held
-        decoded where they take no more than a quarter of the store's `memory`; else each batch is read by itself, more
-        slowly.
+        Memory: three batches, 8 MiB, and of each entry its key and 128 bytes. With `shuffle` all vectors are held
+        decoded where a quarter of the store's `memory`, which all such iterators share, has room for them; else each
+        batch is read by itself, more slowly.
         The next batch is read in parallel while this one is used.
 
         Errors: `point_not_stored` where no entry has the point, `unknown_position` where one lacks the selection,

@@ -20,7 +20,7 @@ pub use self::documents::Documents;
 pub use self::gather::gather;
 pub use self::scan::{Scan, Scanned};
 pub use self::source::Vectors;
-pub use self::tokens::{Origins, Tokens};
+pub use self::tokens::{Batch, Batches, Entries, Tokens};
 use crate::buffers::Buffer;
 use crate::codec::{Coded, Encoding, Model, decode};
 use crate::entry::Positions;
