@@ -184,7 +184,7 @@ def test_h3_prompts_alone_have_no_response_to_learn_from(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("mode", "positions"), [("response", "response"), ("prompt", "prompt"), ("prompt", "all")])
-def test_h3_rows_of_a_part_are_not_cut_again(kind: str, mode: str, positions: str, tmp_path: Path) -> None:
+def test_h3_the_parser_gives_rows_of_a_part_whole(kind: str, mode: str, positions: str, tmp_path: Path) -> None:
     logged = answers(4, mode=mode)
     parser = parse(tmp_path, logged, kind, positions=positions)
     for number, answer in enumerate(logged):
