@@ -174,6 +174,11 @@ class _Work:
         try:
             row = self._lines.parse(number, line)
             key = row.key(self._template)
+        except CorruptError as error:
+            self.corrupted += 1
+            self._tell(f"{error.message}; skipped")
+            return
+        try:
             if key in self._log:
                 write({**row.fields, **_answer(key, self._log.fields(key))})
                 self.matched += 1
@@ -183,7 +188,7 @@ class _Work:
                 self._tell(f"{row.name}: `{key}` has no entry")
         except UNREADABLE as error:
             self.corrupted += 1
-            self._tell(f"{self._lines.path} line {number} is skipped: {error.message}")
+            self._tell(f"{row.name} is skipped: {error.message}")
 
 
 def _answer(key: str, fields: dict[str, Any]) -> dict[str, Any]:
