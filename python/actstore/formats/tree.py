@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["DryTree", "Tree", "file_name", "is_begun", "is_partial"]
+__all__ = ["DryTree", "Tree", "file_name", "is_begun", "is_partial", "writing"]
 
 _IDENTITY = ".export"
 _WRITING = ".writing"
@@ -113,7 +113,7 @@ class Tree:
 
     def begin(self) -> None:
         """Make the place where the tree grows, before anything is written to it; entering the block does so too."""
-        with _storage_errors(self._target):
+        with writing(self._target):
             if self._is_named:
                 self._target.rename(self._partial)
                 self._is_named = False
@@ -125,7 +125,7 @@ class Tree:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _storage_errors(self._target):
+        with writing(self._target):
             if error is None:
                 self._commit()
             elif isinstance(error, OSError):
@@ -209,14 +209,15 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(target: Path) -> Generator[None]:
+def writing(target: Path) -> Generator[None]:
+    """Turn what goes wrong while `target` is written into an error of the package. Errors: `storage_*`."""
     try:
         yield
     except (StorageFullError, StorageIoError):
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            message = f"no space left while writing `{target}`; make some and repeat the export"
+            message = f"no space left while writing `{target}`; make some and do the same again"
             raise StorageFullError("storage_full", message) from error
         message = f"cannot write `{target}`: {error.strerror or error}"
         raise StorageIoError("storage_io", message) from error
