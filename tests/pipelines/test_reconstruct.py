@@ -198,7 +198,9 @@ def test_too_few_matches_are_an_error_and_leave_what_was_there(tmp_path: Path) -
     with pytest.raises(NotFoundError, match=r"1 of 4 rows have an entry in .*, but the share 0.5 is asked") as caught:
         reconstruct_inference(tmp_path / "qa", tmp_path / "log", tmp_path / "out", False, min_match=0.5)
     assert caught.value.kind == "no_such_key"
-    with pytest.raises(NotFoundError, match=r"0 of 4 rows .*but at least one must; prompt templates tried: `'A \{prompt\}'`"):
+    with pytest.raises(
+        NotFoundError, match=r"0 of 4 rows .*at least one must; prompt templates tried: `'A \{prompt\}'`"
+    ):
         reconstruct_inference(tmp_path / "qa", tmp_path / "log", tmp_path / "out", False, prompt_template="A {prompt}")
     assert (tmp_path / "out").read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out", "qa"]
