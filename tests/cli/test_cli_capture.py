@@ -197,6 +197,7 @@ def test_a_store_keeps_its_settings(option: str, run: Run, prompts: Path, tmp_pa
             '{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": ""}\n',
             "line 2 has an empty `response`, so that its last token would be the prompt's; leave the row out",
         ),
+        ("in.jsonl", '{"prompt": "a", "response": "\\ud800"}\n', "line 1 has a `response` that is not valid Unicode"),
         ("in.jsonl", '{"prompt": "a", "run": 5}\n', "line 1 has the field `run`, which `capture` writes itself"),
         (
             "in.jsonl",
@@ -255,6 +256,7 @@ def test_other_bad_input(run: Run, prompts: Path, tmp_path: Path) -> None:
         result = run("capture", "demo", prompts, *out, *options)
         assert result.exit_code == 1
         assert message in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("responses", [False, True])
@@ -283,6 +285,7 @@ def test_a_prompt_without_tokens_is_named(run: Run, tmp_path: Path) -> None:
     result = run("capture", "demo", place, "--store", tmp_path / "out", *QUICK)
     assert result.exit_code == 1
     assert f"error: `{place}` line 2: the prompt '' has no tokens; leave the row out" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_last_line_of_progress_counts_everything(run: Run, prompts: Path, tmp_path: Path) -> None:

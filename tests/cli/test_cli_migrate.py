@@ -175,6 +175,8 @@ def test_ctrl_c_while_verifying(run: Run, small_store: Path, tmp_path: Path, mon
         (("auto", "auto"), "does not exist; say what to create there with `target_format`"),
         (("nonsense", "shards"), "unknown `source_format` `nonsense`; one of `auto`, `shards`"),
         (("auto", "shards", "--codec", "gzip"), "unknown codec `gzip`"),
+        (("auto", "shards", "--shard-size", "2"), "`shard_size` is for the format `pt-shards`, not for `shards`"),
+        (("auto", "npy-layers", "--layers", "1"), "`layers` cannot be given from `auto` to `npy-layers`; leave it out"),
         (("auto", "shards", "--key", "none"), "no entry `none`"),
         (("auto", "shards", "--keys-from", "keys"), "`keys` is not UTF-8"),
         (("auto", "shards", "--keys-from", "missing"), "cannot read `missing`: No such file or directory"),

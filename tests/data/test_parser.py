@@ -131,7 +131,7 @@ def test_the_match_rate_that_is_needed_can_be_chosen(tmp_path: Path) -> None:
     write_log("shards", tmp_path / "log", answers(4))
     inference = write_inference(tmp_path / "rows", answers(COUNT))
     evaluation = write_evaluation(tmp_path / "eval", halves(COUNT))
-    with pytest.raises(NotFoundError, match=r"4 of 10 rows .* and the share 0.5 is asked for"):
+    with pytest.raises(NotFoundError, match=r"4 of 10 rows .* but the share 0.5 is asked for"):
         ActivationParser(inference, evaluation, tmp_path / "log")
     assert len(ActivationParser(inference, evaluation, tmp_path / "log", min_match=0.4)) == 4
     for wrong in (1.5, -0.1, True, "all"):
@@ -184,7 +184,7 @@ def test_h3_prompts_alone_have_no_response_to_learn_from(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("mode", "positions"), [("response", "response"), ("prompt", "prompt"), ("prompt", "all")])
-def test_h3_rows_of_a_part_are_not_cut_again(kind: str, mode: str, positions: str, tmp_path: Path) -> None:
+def test_h3_the_parser_gives_rows_of_a_part_whole(kind: str, mode: str, positions: str, tmp_path: Path) -> None:
     logged = answers(4, mode=mode)
     parser = parse(tmp_path, logged, kind, positions=positions)
     for number, answer in enumerate(logged):

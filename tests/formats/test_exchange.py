@@ -110,6 +110,46 @@ def test_a_dry_run_reads_everything_and_writes_nothing(tmp_path: Path) -> None:
     assert (plan.migrated, plan.raw_bytes, (tmp_path / "out").exists()) == (1, 24, False)
 
 
+@pytest.mark.parametrize("name", formats.names())
+def test_a_dry_run_of_an_export_counts_what_is_written_and_refuses_what_would_be(name: str, tmp_path: Path) -> None:
+    """Whatever the format leaves out, such as `attn_out`, is counted in neither."""
+    store = exportable(more={"attn_out.1": np.ones((2, 300), np.float32)})
+    planned = export_store(store, tmp_path / "new", name, layers=3, dry_run=True)
+    assert not list(tmp_path.iterdir())
+    report = export_store(store, tmp_path / "new", name, layers=3)
+    assert (planned.dry_run, planned.migrated, planned.notes) == (True, report.migrated, report.notes)
+    assert planned.raw_bytes == planned.stored_bytes == report.raw_bytes > 0
+    before = files(tmp_path)
+    with pytest.raises(AlreadyExistsError):
+        export_store(store, tmp_path / "new", name, layers=3, dry_run=True)
+    assert export_store(store, tmp_path / "new", name, layers=3, dry_run=True, overwrite=True).migrated == 3
+    assert files(tmp_path) == before
+
+
+def test_a_dry_run_says_what_has_no_place_in_the_format(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    store.put(key="k", activations={"resid_post.0": np.ones((2, 3), np.float32)})
+    with pytest.raises(InvalidInputError, match="has the `model` `None` in its metadata"):
+        export_store(store, tmp_path / "new", "pt-shards", dry_run=True)
+
+
+def test_a_shard_size_where_files_have_none_is_refused(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    for target, call in (
+        ("npy-layers", lambda: export_store(store, tmp_path / "new", "npy-layers", shard_size=2)),
+        ("json", lambda: actstore.migrate(store, tmp_path / "new", target_format="json", shard_size=2)),
+        ("None", lambda: actstore.migrate(store, tmp_path / "new", shard_size=2)),
+    ):
+        with pytest.raises(InvalidInputError, match=f"`shard_size` is for the format `pt-shards`, not for `{target}`"):
+            call()
+
+
+def test_a_store_of_ours_is_named_when_it_is_to_be_imported(tmp_path: Path) -> None:
+    actstore.create(tmp_path / "store").close()
+    with pytest.raises(NotFoundError, match="is a store of actstore already, which `migrate` brings to another"):
+        import_store(tmp_path / "store", tmp_path / "new")
+
+
 def test_a_key_with_other_content_follows_the_rule_of_the_store(tmp_path: Path) -> None:
     key = key_of("p")
     write_v1(tmp_path / "old", {key: (record("p"), list(hidden_states(0, rows=4)))})
@@ -338,8 +378,8 @@ def test_an_export_that_was_stopped_in_its_last_step_is_finished(tmp_path: Path)
     }
 
 
-def exportable(seed: int = 0) -> Store:
-    """A store that every format can hold; the model has three layers."""
+def exportable(seed: int = 0, more: dict[str, Any] | None = None) -> Store:
+    """A store that every format can hold, but for `more` activations; the model has three layers."""
     store = actstore.create(backend="memory")
     for row in range(3):
         store.put(
@@ -348,7 +388,8 @@ def exportable(seed: int = 0) -> Store:
             activations={
                 point: residuals(seed + number, 3, torch.float16)[row : row + 1]
                 for number, point in enumerate(("embed", "resid_post.0", "resid_post.1", "final_norm"))
-            },
+            }
+            | (more or {}),
             metadata={"model": "m", "dataset": "d", "split": "s", "row": row},
         )
     return store
@@ -422,7 +463,7 @@ def test_a_hook_point_that_is_missing_in_an_export_is_found(
 
     def write(export: formats.Export) -> None:
         format.write(export)
-        format.write(replace(export, store=fewer, overwrite=True, written={}, parts=[]))
+        format.write(replace(export, store=fewer, overwrite=True, written={}))
 
     def find(_: str) -> formats.Format:
         return replace(format, write=write)
@@ -484,12 +525,15 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_command_line_names_what_was_left_out(tmp_path: Path) -> None:
-    write_split(tmp_path / "old", [[residuals(0, 2)], []])
+    place = write_split(tmp_path / "old", [[residuals(0, 2)], []])
     arguments = ("import", "pt-shards", "--source", tmp_path / "old", "--target", tmp_path / "new")
     for more in ((), ("--dry-run",)):
         result = run("--quiet", *arguments, *more)
         assert result.exit_code == 1
-        assert result.stdout.count("left out: layer `1` of `") == 2
+        lines = [line for line in result.stdout.splitlines() if line.startswith("left out: ")]
+        assert [line.partition(" has no ")[0] for line in lines] == [
+            f"left out: `SP_test:EM:{row}`: layer `1` of `{place}`" for row in range(2)
+        ]
     report = json.loads(run("--quiet", *arguments, "--format", "json").stdout)
     assert [damage["key"] for damage in report["left_out"]] == ["SP_test:EM:0", "SP_test:EM:1"]
 

@@ -314,6 +314,28 @@ def test_an_export_in_another_dtype_does_not_go_on_with_what_one_left(tmp_path: 
     assert {torch.load(shard).dtype for shard in (tmp_path / "new").rglob("*.pt")} == {torch.float32}
 
 
+def test_migrate_takes_the_size_of_shards(tmp_path: Path) -> None:
+    small_tree(tmp_path / "old")
+    import_store(tmp_path / "old", tmp_path / "store")
+    for name, source in (("a", "old"), ("b", "store")):
+        report = actstore.migrate(
+            tmp_path / source, tmp_path / name, target_format="pt-shards", shard_size=3, verify=True
+        )
+        assert report.verified == 10
+        layer = tmp_path / name / "unsloth_Test-1B" / "SP_test" / "EM" / "layer_01"
+        assert [len(torch.load(shard)) for shard in sorted(layer.iterdir())] == [3, 3, 3, 1]
+
+
+def test_a_dry_run_counts_the_last_tokens_in_the_dtype_of_the_shards(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    metadata = {"model": "m", "dataset": "d", "split": "s"}
+    for key in ("a", "b"):
+        store.put(key=key, metadata=metadata, activations={0: torch.ones(5, 3, dtype=torch.bfloat16)})
+    for dtype, size in ((None, 2), ("float32", 4)):
+        planned = export_store(store, tmp_path / "new", "pt-shards", dtype=dtype, dry_run=True)
+        assert (planned.migrated, planned.raw_bytes, planned.stored_bytes) == (2, 2 * 3 * size, 2 * 3 * size)
+
+
 def test_migrate_converts_on_the_way_out(tmp_path: Path) -> None:
     small_tree(tmp_path / "old")
     for number, name in enumerate(("pt-shards", "auto")):

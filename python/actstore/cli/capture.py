@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,7 @@ from actstore.cli.app import command
 from actstore.cli.inputs import Row, read_rows
 from actstore.cli.progress import Progress
 from actstore.cli.resume import Run, remaining
-from actstore.options import open_or_create
+from actstore.options import open_existing, open_or_create
 from actstore.reports import counted
 from actstore.sizes import format_bytes
 
@@ -91,45 +92,52 @@ def capture(
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
     made = {"backend": backend, "codec": codec, "key_distance": key_distance, "encoding": encoding, "dtype": dtype}
-    with open_or_create(store, made) as opened:
-        settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
+    with ExitStack() as stack:
+        there = open_existing(store, made)
+        stored_dtype = dtype if there is None else stack.enter_context(there).settings["dtype"]
+        settings = asked | _resolved(loaded, stored_dtype, max_new_tokens if generates else None)
         plan = _Plan(loaded, Run(settings, dataset, split), batch_size, input)
-        _capture_remaining(opened, rows, plan, shown=context.obj.progress)
+        todo = remaining(there, rows, plan.run)
+        estimate = _estimate(todo, plan, store) if todo else ""
+        # What is refused has been refused, and leaves no empty store.
+        opened = stack.enter_context(open_or_create(store, made)) if there is None else there
+        keys = {plan.run.key(row) for row in rows}
+        if len(todo) < len(keys):
+            typer.echo(f"skipping {len(keys) - len(todo):,} already stored")
+        if todo:
+            typer.echo(estimate)
+            _capture_remaining(opened, todo, keys, plan, shown=context.obj.progress)
+        typer.echo(f"{counted(len(keys), 'entry is', 'entries are')} stored; next: actstore-cli info {opened.path}")
+        typer.echo(f"then: actstore-cli show {opened.path} {min(keys)}")
 
 
-def _resolved(loaded: LoadedModel, store: Store, max_new_tokens: int | None) -> dict[str, Any]:
+def _resolved(loaded: LoadedModel, stored_dtype: str | None, max_new_tokens: int | None) -> dict[str, Any]:
     """What decides the content of entries besides what to capture, as it is and not as it was asked for."""
     return {
         "model": loaded.name,
         "revision": loaded.revision,
         "model_dtype": dtype_name(loaded.model.dtype),
         "num_layers": loaded.num_layers,
-        "stored_dtype": store.settings["dtype"],
+        "stored_dtype": stored_dtype,
         "padding_side": loaded.tokenizer.padding_side,
         "max_new_tokens": max_new_tokens,
     }
 
 
-def _capture_remaining(store: Store, rows: list[Row], plan: _Plan, *, shown: bool) -> None:
-    todo = remaining(store, rows, plan.run)
-    keys = {plan.run.key(row) for row in rows}
-    if len(todo) < len(keys):
-        typer.echo(f"skipping {len(keys) - len(todo):,} already stored")
-    if todo:
-        recorder = _recorder(store, plan)
-        typer.echo(_estimate(todo, plan, store))
-        try:
-            _capture_all(recorder, todo, plan, Progress(len(keys), "prompts", shown=shown, first=len(keys) - len(todo)))
-        except KeyboardInterrupt:
-            stored = sum(key in store for key in keys)
-            typer.echo(f"stopped at {stored}/{len(keys)}; run the same command again to continue", err=True)
-            raise typer.Exit(130) from None
-        typer.echo(str(recorder.stats))
-    typer.echo(f"{counted(len(keys), 'entry is', 'entries are')} stored; next: actstore-cli info {store.path}")
-    typer.echo(f"then: actstore-cli show {store.path} {min(keys)}")
+def _capture_remaining(store: Store, todo: list[Row], keys: set[str], plan: _Plan, *, shown: bool) -> None:
+    """Capture the rows `todo`; `keys` are those of all rows."""
+    recorder = _recorder(store, plan)
+    try:
+        _capture_all(recorder, todo, plan, Progress(len(keys), "prompts", shown=shown, first=len(keys) - len(todo)))
+    except KeyboardInterrupt:
+        stored = sum(key in store for key in keys)
+        typer.echo(f"stopped at {stored}/{len(keys)}; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(str(recorder.stats))
 
 
-def _recorder(store: Store, plan: _Plan) -> Recorder:
+def _recorder(store: Store | None, plan: _Plan) -> Recorder:
+    """What captures to `store`. Errors: for layers, points and positions that do not exist."""
     import actstore
 
     settings = plan.run.settings
@@ -185,13 +193,14 @@ def _capture_batch(recorder: Recorder, rows: list[Row], plan: _Plan) -> None:
     plan.loaded.forward(batch)
 
 
-def _estimate(rows: list[Row], plan: _Plan, store: Store) -> str:
-    """One line: what the rest will weigh at most, before compression, and what is free.
+def _estimate(rows: list[Row], plan: _Plan, store: Path) -> str:
+    """One line: what the rest will weigh at most, before compression, and what is free where `store` is or will be.
 
-    Errors: those of `measure`, for a row that the model cannot read.
+    Errors: those of `measure`, for a row that the model cannot read, and of `_recorder`.
     """
     from actstore.cli.lengths import measure
 
+    _recorder(None, plan)
     settings, lengths = plan.run.settings, measure(plan.loaded, rows, plan.input)
     prompt = sum(length.prompt for length in lengths)
     generated = (settings["max_new_tokens"] or 1) - 1
@@ -201,7 +210,7 @@ def _estimate(rows: list[Row], plan: _Plan, store: Store) -> str:
     tokens = kept[positions] if isinstance(positions, str) else len(rows) * len(positions)
     points = plan.loaded.points(settings["points"], settings["layers"])
     size = tokens * plan.loaded.row_bytes(points, settings["stored_dtype"])
-    free = shutil.disk_usage(store.path or ".").free
+    free = shutil.disk_usage(next(place for place in (store, *store.absolute().parents) if place.exists())).free
     what = "to answer" if rows[0].response is None else f"with {'responses' if len(rows) > 1 else 'its response'}"
     about = f"{counted(len(rows), 'prompt', 'prompts')} {what}, at most {counted(tokens, 'row', 'rows')} at "
     about += counted(len(points), "hook point", "hook points")

@@ -112,6 +112,10 @@ def _texts(place: str, fields: dict[str, Any], response_field: str | None) -> tu
     if not isinstance(prompt, str) or not isinstance(response, str | None) or missing:
         wanted = f"`prompt` and `{field}`" if response_field else "a `prompt`, and a `response` if any,"
         raise InvalidInputError("invalid_option", f"{place} needs {wanted} that are strings; its fields: {names}")
+    for name, text in (("prompt", prompt), (field, response)):
+        if text is not None and not _is_unicode(text):
+            message = f"{place} has a `{name}` that is not valid Unicode: it has a lone surrogate"
+            raise InvalidInputError("invalid_option", message)
     if response == "":
         message = (
             f"{place} has an empty `{field}`, so that its last token would be the prompt's; leave the row out, or the "
@@ -119,3 +123,11 @@ def _texts(place: str, fields: dict[str, Any], response_field: str | None) -> tu
         )
         raise InvalidInputError("invalid_option", message)
     return prompt, response
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from actstore.cli.app import FormatOption, command
 from actstore.cli.inputs import read_lines
 from actstore.cli.output import print_fields, print_json
 from actstore.cli.progress import Progress
+from actstore.formats import names
 from actstore.reports import counted
 from actstore.sizes import format_bytes
 
@@ -47,6 +48,7 @@ def migrate(
     keys_from: Annotated[Path | None, typer.Option(help="File of keys to migrate, one a line.")] = None,
     layers: Annotated[str | None, typer.Option(help="`first_half`, `second_half` or numbers such as `4,-1`.")] = None,
     points: Annotated[str | None, typer.Option(help="Hook points, separated by commas.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows a file, to `pt-shards`; 512 by default.")] = None,
     on_conflict: Annotated[
         str, typer.Option(help="For a key with other content: `error`, `skip`, `replace` or `number`.")
     ] = "error",
@@ -68,7 +70,7 @@ def migrate(
     options = {**codings, "dtype": dtype, "overflow": overflow}
     places = None if points is None else points.split(",")
     keys = None if key is None and keys_from is None else [*(key or []), *_read_keys(keys_from)]
-    request = Request(source_format, target_format, options, keys, layers, places, on_conflict)
+    request = Request(source_format, target_format, options, keys, layers, places, on_conflict, shard_size)
     if is_exchange(source, source_format, target_format):
         with followed_phases(shown=context.obj.progress) as phases:
             report = exchange(source, target, request, verify=verify, dry_run=dry_run, progress=phases)
@@ -155,7 +157,8 @@ def print_report(report: MigrationReport, target: Path, report_format: str) -> N
 
 def _print_remarks(report: MigrationReport) -> None:
     for damage in report.left_out:
-        typer.echo(f"left out: {damage['message']}")
+        key, message = damage["key"] or "", damage["message"]
+        typer.echo(f"left out: {message}" if key in message else f"left out: `{key}`: {message}")
     for note in report.notes:
         typer.echo(f"note: {note}")
 
@@ -175,6 +178,12 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _estimated(report: MigrationReport, target: Path) -> list[tuple[str, str]]:
+    if report.backend in names():
+        return [
+            ("target", f"{target} ({report.backend})"),
+            ("to write", f"{report.migrated:,} of {report.entries:,} entries"),
+            ("raw", f"{format_bytes(report.raw_bytes)} of values, before what the format adds"),
+        ]
     ratio = "" if report.ratio is None else f" (ratio {report.ratio:.3f})"
     return [
         ("target", f"{target} ({report.backend})"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actstore import store as stores
-from actstore.data.old_logs import OldLog
+from actstore.data.old_logs import ActlogLog
 from actstore.errors import InvalidInputError, NotFoundError
 from actstore.formats import format_of
 from actstore.store import Store
@@ -194,7 +194,7 @@ def _open(path: Path) -> Log:
 
     log = open_actlog(path)
     if log is not None:
-        return OldLog(log)
+        return ActlogLog(log)
     format = format_of(path) if path.is_dir() else None
     if format is not None:
         message = f"`{path}` is in the format `{format.name}`; import it into a store first"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from actstore.formats.actlog_by_key import Actlog
     from actstore.formats.record import Imported
 
-__all__ = ["OldEntry", "OldLog"]
+__all__ = ["ActlogEntry", "ActlogLog"]
 
 
-class OldEntry:
+class ActlogEntry:
     """An entry of an old log, read as `actstore.Entry` is."""
 
     def __init__(self, imported: Imported) -> None:
@@ -67,7 +67,7 @@ class OldEntry:
         return [row for row, at in enumerate(held) if (at >= self.prompt_length) == (positions == "response")]
 
 
-class OldLog:
+class ActlogLog:
     """A log of document 000 as a `Log`."""
 
     def __init__(self, log: Actlog) -> None:
@@ -103,7 +103,7 @@ class OldLog:
         mode = cast("dict[str, Any]", config).get("sequence_mode") if isinstance(config, dict) else None
         return 0 if (mode, positions) in (("prompt", "response"), ("response", "prompt")) else None
 
-    def entry(self, key: str) -> OldEntry:
+    def entry(self, key: str) -> ActlogEntry:
         """As in `Log`. Errors: `point_not_stored` for the first eras, whose arrays are no layers."""
         imported = self._log.imported(key)
         known = conventions_of(imported.metadata)
@@ -112,7 +112,7 @@ class OldLog:
                 f"entry `{key}` of `{self.path}` is of era `{known['era']}`, whose arrays are not layers of the model"
             )
             raise NotFoundError("point_not_stored", message)
-        return OldEntry(imported)
+        return ActlogEntry(imported)
 
     def close(self) -> None:
         """Nothing stays open that would have to be closed."""

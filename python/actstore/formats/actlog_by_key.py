@@ -10,7 +10,7 @@ import numpy as np
 from actstore import _core, arrays
 from actstore.formats.actlog_json import Log
 from actstore.formats.actlog_lmdb import imported_entry
-from actstore.formats.table import format_of
+from actstore.formats.table import format_of, is_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Actlog", "open_actlog"]
 
 _DATA = "data.mdb"
-_OWN_LOCK = "actstore.lock"
 _CONFIG = "logging_config"
 _OF_LMDB_ALONE = "compression_metadata"
 """How the bytes of a value were made, which is no part of what was logged."""
@@ -65,7 +64,7 @@ def open_actlog(path: Path) -> Actlog | None:
 
     Errors: `not_a_store` for an LMDB environment that is neither a store nor a log, and what is damaged.
     """
-    if (path / _OWN_LOCK).exists():
+    if is_store(path):
         return None
     if (path / _DATA).is_file():
         return _LmdbLog(path)

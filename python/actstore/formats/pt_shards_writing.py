@@ -12,7 +12,7 @@ from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
 from actstore.formats.conversion import CONVERTIBLE, convert
 from actstore.formats.record import CONVENTIONS, conventions_of
-from actstore.formats.tree import Tree, file_name, is_begun
+from actstore.formats.tree import file_name, is_begun
 from actstore.hook_points import canonical, parse
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from actstore.entry import Entry
     from actstore.formats.record import Export
+    from actstore.formats.tree import Tree
 
 __all__ = ["write"]
 
@@ -59,11 +60,12 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
     # Everything is checked before anything is written.
     checked = [(path, paths[path], *_checked(export, path, groups[paths[path]])) for path in sorted(paths, key=_parts)]
     left = _left(export, [path for path, *_ in checked])
-    trees = {path: Tree(export.target / path, export.identity, replaces) for path in left}
+    trees = {path: export.tree(export.target / path, replaces) for path in left}
     for tree in trees.values():
         tree.begin()
+    # Other exports may lie beside them.
+    export.places = [export.target / path for path, *_ in checked]
     for path, place, keys, layers in checked:
-        export.parts.append(export.target / path)
         if path not in trees:
             _count(export, keys, layers)
             continue

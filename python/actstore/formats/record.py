@@ -10,6 +10,7 @@ from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.entry import key_of_prompt
+from actstore.formats.tree import DryTree, Tree
 from actstore.reports import Damage
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ class Export:
 
     `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `dtype`: what activations are
     converted to, None for what they are, and `overflow` what becomes of finite values beyond it: `error` or `saturate`.
-    `overwrite`: whether an earlier export in the place may be removed. A format calls `wrote` for each entry, in the
-    order in which it reads them again, so that `written` has the hook points of each by its key; what it cannot hold it
-    says to `note`, and an entry that it cannot hold at all it leaves out. `places`: what the files of the export are
-    in, `target` and what a format puts beside it. `parts`: what of `target` it wrote, in that order, where other
-    exports may lie beside it.
+    `overwrite`: whether an earlier export in the place may be removed. `dry_run`: whether nothing is written. A format
+    puts its files into what `tree` gives, and calls `wrote` for each entry, in the order in which it reads them again,
+    so that `written` has the hook points of each by its key; what it cannot hold it says to `note`, and an entry that
+    it cannot hold at all it leaves out. `places`: the trees that the export consists of, in that order: `target`, but
+    where a format says otherwise.
     """
 
     store: Store
@@ -99,12 +100,12 @@ class Export:
     dtype: str | None
     overflow: str
     overwrite: bool
+    dry_run: bool
     progress: Callable[[int, int, int], object] | None = None
     raw_bytes: int = 0
     written: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
     notes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[Damage] = field(default_factory=list[Damage])
-    parts: list[Path] = field(default_factory=list["Path"])
     places: list[Path] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +119,10 @@ class Export:
         for key in self.keys:
             digest.update(json.dumps([key, self.store[key].content_id]).encode())
         return digest.hexdigest()
+
+    def tree(self, place: Path, replaces: Callable[[Path], bool] | None) -> Tree:
+        """The tree that grows to be `place`; in a dry run one of which nothing is written. Errors: `store_exists`."""
+        return (DryTree if self.dry_run else Tree)(place, self.identity, replaces)
 
     def wrote(self, key: str, points: Iterable[str], raw_bytes: int) -> None:
         """Count an entry, of which the files have the activations at `points`, and show it."""
@@ -145,6 +150,7 @@ class Format:
     """A layout for exchange. `recognises` looks at the content of a path; `read` opens nothing for writing.
 
     `dtypes`: what activations may be converted to on their way out, for a format that leaves the choice.
+    `has_shards`: whether how many rows go into a file is a choice too.
     """
 
     name: str
@@ -152,6 +158,7 @@ class Format:
     read: Callable[[Path], Source]
     write: Callable[[Export], None]
     dtypes: tuple[str, ...] = ()
+    has_shards: bool = False
 
 
 def conventions_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

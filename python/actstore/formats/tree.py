@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Tree", "file_name", "is_begun", "is_partial"]
+__all__ = ["DryTree", "Tree", "file_name", "is_begun", "is_partial", "writing"]
 
 _IDENTITY = ".export"
 _WRITING = ".writing"
@@ -54,16 +54,18 @@ class Tree:
         self._identity = identity
         self._wanted: set[Path] = set()
         self._writing = 0
-        if not target.is_symlink() and _is_of(target, identity) and not self._partial.exists():
-            # It was stopped between its last two steps.
-            target.rename(self._partial)
-        if (target.is_symlink() or target.exists()) and not _is_empty(target):
+        # It was stopped between its last two steps.
+        self._is_named = not target.is_symlink() and _is_of(target, identity) and not self._partial.exists()
+        if (target.is_symlink() or target.exists()) and not self._is_named and not _is_empty(target):
             if replaces is None:
                 message = f"`{target}` exists already; choose another place, or replace an earlier export: `overwrite`"
                 raise AlreadyExistsError("store_exists", message)
             if target.is_symlink() or not replaces(target):
                 message = f"`{target}` is no earlier export in this format, so it is not replaced; choose another place"
                 raise AlreadyExistsError("store_exists", message)
+        if self._partial.is_symlink() or (self._partial.exists() and not is_partial(self._partial)):
+            message = f"`{self._partial}`, where the export would grow, is something else; move it away"
+            raise AlreadyExistsError("store_exists", message)
 
     def put(self, name: str, content: Callable[[], bytes]) -> None:
         """Write the file `name`, unless it is there; whole and synced before it has that name."""
@@ -91,8 +93,11 @@ class Tree:
         part.replace(path)
         part.parent.rmdir()
 
-    def growing(self, name: str) -> Path:
-        """Where the file `name` grows: who writes it makes it durable, and goes on with what is there."""
+    def growing(self, name: str) -> Path | None:
+        """Where the file `name` grows: who writes it makes it durable, and goes on with what is there.
+
+        None where nothing is written.
+        """
         path = self._partial / name
         self._wanted.add(path)
         return path
@@ -100,7 +105,7 @@ class Tree:
     @property
     def is_resumed(self) -> bool:
         """Whether an interrupted export of the same has begun the tree."""
-        return _is_of(self._partial, self._identity)
+        return is_begun(self._target, self._identity)
 
     def __enter__(self) -> Self:
         self.begin()
@@ -108,11 +113,11 @@ class Tree:
 
     def begin(self) -> None:
         """Make the place where the tree grows, before anything is written to it; entering the block does so too."""
-        if self._partial.is_symlink() or (self._partial.exists() and not is_partial(self._partial)):
-            message = f"`{self._partial}`, where the export would grow, is something else; move it away"
-            raise AlreadyExistsError("store_exists", message)
-        with _storage_errors(self._target):
-            if self._partial.exists() and not self.is_resumed:
+        with writing(self._target):
+            if self._is_named:
+                self._target.rename(self._partial)
+                self._is_named = False
+            if self._partial.exists() and not _is_of(self._partial, self._identity):
                 shutil.rmtree(self._partial)
             self._partial.mkdir(parents=True, exist_ok=True)
             (self._partial / _IDENTITY).write_bytes(self._identity.encode())
@@ -120,7 +125,7 @@ class Tree:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _storage_errors(self._target):
+        with writing(self._target):
             if error is None:
                 self._commit()
             elif isinstance(error, OSError):
@@ -149,6 +154,28 @@ class Tree:
             shutil.rmtree(self._target / _WRITING)
         (self._target / _IDENTITY).unlink()
         _sync(self._target.parent)
+
+
+class DryTree(Tree):
+    """A tree of which nothing is written, as if all its files were there; what is in its place is refused as ever."""
+
+    @contextmanager
+    def file(self, name: str, *, always: bool = False) -> Generator[Path | None]:
+        """None, as in `Tree` for a file that is there; with `always`, where what is written is lost."""
+        del name
+        yield Path(os.devnull) if always else None
+
+    def growing(self, name: str) -> None:
+        """None."""
+        del name
+
+    def begin(self) -> None:
+        """Nothing is made."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing comes to its place."""
 
 
 def is_begun(target: Path, identity: str) -> bool:
@@ -182,14 +209,15 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(target: Path) -> Generator[None]:
+def writing(target: Path) -> Generator[None]:
+    """Turn what goes wrong while `target` is written into an error of the package. Errors: `storage_*`."""
     try:
         yield
     except (StorageFullError, StorageIoError):
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            message = f"no space left while writing `{target}`; make some and repeat the export"
+            message = f"no space left while writing `{target}`; make some and do the same again"
             raise StorageFullError("storage_full", message) from error
         message = f"cannot write `{target}`: {error.strerror or error}"
         raise StorageIoError("storage_io", message) from error
