@@ -1,7 +1,5 @@
 //! One hook point of many entries: activation after activation, or vectors of tokens.
 
-use std::sync::{Mutex, PoisonError};
-
 use actstore::error::{Error, Kind};
 use actstore::reader::{Ahead, Origins, Scan, Scanned, Tokens};
 use pyo3::buffer::PyBuffer;
@@ -13,13 +11,13 @@ use crate::store::{Read, described};
 
 #[pyclass(name = "Scan", module = "actstore._core", frozen)]
 pub(crate) struct PyScan {
-    pub(crate) scan: Mutex<Ahead<Scan>>,
+    pub(crate) scan: Ahead<Scan>,
 }
 
 #[pymethods]
 impl PyScan {
     fn window(&self, py: Python<'_>) -> Outcome<Vec<(String, Read)>> {
-        let window = py.detach(|| self.scan.lock().unwrap_or_else(PoisonError::into_inner).next_part())?;
+        let window = py.detach(|| self.scan.next_part())?;
         let read = |Scanned { key, layout, rows }| (key, described(&layout, rows));
         Ok(window.into_iter().flatten().map(read).collect())
     }

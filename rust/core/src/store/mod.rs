@@ -6,6 +6,7 @@ pub mod json;
 pub mod lmdb;
 pub mod memory;
 mod poison;
+mod read_models;
 mod recent;
 mod root;
 pub mod shards;

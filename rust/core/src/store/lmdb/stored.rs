@@ -1,10 +1,7 @@
 //! Reading the entries of an LMDB store, each read in a short transaction of its own.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 
 use super::environment::Environment;
 use super::failure::Failure;
@@ -14,6 +11,7 @@ use crate::entry::ContentId;
 use crate::error::{Error, Result};
 use crate::format::lmdb::{ChunkKey, IndexRow, PIECE_BYTES, model_key, number_key};
 use crate::format::{EntryHeader, EntryRecord, RecordType, malformed, size};
+use crate::store::read_models::ReadModels;
 use crate::store::{Chunk, Stored, gone};
 
 /// What the handle of a store and its entries have in common.
@@ -21,13 +19,12 @@ pub(super) struct Shared {
     pub(super) environment: Arc<Environment>,
     /// First bytes of the store id.
     pub(super) store: u64,
-    /// Models read so far. Replaced, never locked: a lock held at a fork would never be released in the child.
-    models: ArcSwap<HashMap<ModelId, Arc<Model>>>,
+    models: ReadModels,
 }
 
 impl Shared {
     pub(super) fn new(environment: Arc<Environment>, store: u64) -> Self {
-        Self { environment, store, models: ArcSwap::default() }
+        Self { environment, store, models: ReadModels::default() }
     }
 
     /// Reads within one transaction.
@@ -36,16 +33,7 @@ impl Shared {
     }
 
     fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
-        if let Some(model) = self.models.load().get(id) {
-            return Ok(model.clone());
-        }
-        let model = Arc::new(self.read(|view| read_model(view, id))?);
-        self.models.rcu(|known| {
-            let mut known = HashMap::clone(known);
-            known.insert(*id, model.clone());
-            known
-        });
-        Ok(model)
+        self.models.get(id, || self.read(|view| read_model(view, id)))
     }
 }
 

@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
+use super::super::read_models::ReadModels;
 use super::super::recent::RecordPlace;
 use super::super::{Chunk, Stored};
 use super::scan::{Found, Group, View, named, payload_of, scan};
@@ -17,14 +18,14 @@ use crate::format::{
     Change, CommitRecord, EntryHeader, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
     RecordHeader, RecordType, Sealed, malformed, size,
 };
-use crate::lock::{lock, lock_alone, lock_shared};
+use crate::lock::{lock_alone, lock_shared};
 
 /// A shard open for reading.
 pub(super) struct Shard {
     pub(super) file: ReadFile,
     pub(super) place: Place,
     places: RwLock<HashMap<ModelId, ModelPlace>>,
-    models: Mutex<HashMap<ModelId, Arc<Model>>>,
+    models: ReadModels,
 }
 
 impl std::fmt::Debug for Shard {
@@ -43,7 +44,7 @@ const KEPT_BYTES: usize = 4 << 20;
 impl Shard {
     pub(super) fn open(root: &Path, place: Place) -> Result<Self> {
         let file = ReadFile::open(&shard_path(root, place))?;
-        Ok(Self { file, place, places: RwLock::default(), models: Mutex::default() })
+        Ok(Self { file, place, places: RwLock::default(), models: ReadModels::default() })
     }
 
     /// What the shard holds. Of a sealed one its seal says so; a damaged seal is no loss, the commits say the same.
@@ -105,20 +106,16 @@ impl Shard {
         Ok(record)
     }
 
-    fn read_model(&self, offset: u64, id: &ModelId) -> Result<Arc<Model>> {
-        Model::read(&self.read_record(offset, RecordType::Model)?, id).map(Arc::new)
-    }
-
-    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
-        if let Some(model) = lock(&self.models).get(id) {
-            return Ok(model.clone());
-        }
+    fn read_model(&self, id: &ModelId) -> Result<Model> {
         let place = lock_shared(&self.places).get(id).copied();
         let [first, second] =
             place.ok_or_else(|| malformed("frames name a model that the shard does not have"))?.offsets;
-        let model = self.read_model(first, id).or_else(|_| self.read_model(second, id))?;
-        lock(&self.models).insert(*id, model.clone());
-        Ok(model)
+        let read = |offset| Model::read(&self.read_record(offset, RecordType::Model)?, id);
+        read(first).or_else(|_| read(second))
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        self.models.get(id, || self.read_model(id))
     }
 }
 
