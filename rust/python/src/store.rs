@@ -117,10 +117,18 @@ impl PyStore {
         Ok(arrow::stream(py, self.store.clone(), columns)?)
     }
 
+    /// Of all entries without `keys`.
     #[pyo3(signature = (point, positions, keys))]
-    fn scan(&self, point: String, positions: Option<PositionsLike>, keys: Vec<String>) -> Outcome<PyScan> {
+    fn scan(
+        &self,
+        py: Python<'_>,
+        point: String,
+        positions: Option<PositionsLike>,
+        keys: Option<Vec<String>>,
+    ) -> Outcome<PyScan> {
         let positions = self::positions(positions)?;
-        Ok(PyScan { scan: Ahead::new(&self.store, Scan::new(&self.store, point, positions, keys)) })
+        let scan = py.detach(|| Scan::new(&self.store, point, positions, keys))?;
+        Ok(PyScan { scan: Ahead::new(&self.store, scan) })
     }
 
     fn gather(&self, py: Python<'_>, point: &str, keys: Vec<PyBackedStr>, positions: PyBuffer<i64>) -> Outcome<Read> {

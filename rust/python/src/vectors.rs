@@ -4,6 +4,7 @@ use actstore::error::{Error, Kind};
 use actstore::reader::{Ahead, Origins, Scan, Scanned, Tokens};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use crate::buffer::PyRows;
 use crate::errors::Outcome;
@@ -16,9 +17,9 @@ pub(crate) struct PyScan {
 
 #[pymethods]
 impl PyScan {
-    fn window(&self, py: Python<'_>) -> Outcome<Vec<(String, Read)>> {
+    fn window<'py>(&self, py: Python<'py>) -> Outcome<Vec<(Bound<'py, PyString>, Read)>> {
         let window = py.detach(|| self.scan.next_part())?;
-        let read = |Scanned { key, layout, rows }| (key, described(&layout, rows));
+        let read = |Scanned { key, layout, rows }| (PyString::new(py, &key), described(&layout, rows));
         Ok(window.into_iter().flatten().map(read).collect())
     }
 }

@@ -1,6 +1,7 @@
 //! What is read in parts, each while the one before is used.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,7 +22,8 @@ pub trait Parts: Send + 'static {
 /// Parts, one of which is read in the store's threads while nobody has asked for it yet.
 pub struct Ahead<P: Parts> {
     store: Arc<Store>,
-    process: u32,
+    /// The process that asked for the first part; 0 before.
+    process: AtomicU32,
     /// `None` once reading a part panicked.
     state: Mutex<Option<State<P>>>,
 }
@@ -37,16 +39,12 @@ type Answer<P> = (P, Result<Option<<P as Parts>::Part>>);
 impl<P: Parts> Ahead<P> {
     /// Reads nothing yet.
     pub fn new(store: &Arc<Store>, parts: P) -> Self {
-        Self { store: store.clone(), process: std::process::id(), state: Mutex::new(Some(State::Idle(parts))) }
+        Self { store: store.clone(), process: AtomicU32::new(0), state: Mutex::new(Some(State::Idle(parts))) }
     }
 
     /// The next part; `None` at the end. What is found to be wrong is the error of the part it is in.
     pub fn next_part(&self) -> Result<Option<P::Part>> {
-        // Before the lock, which a thread that is not here may have.
-        if self.is_forked() {
-            let message = "reading in parts was begun before this process was forked; begin it anew here";
-            return Err(Error::new(Kind::ForkedHandle, message));
-        }
+        self.check_process()?;
         let mut state = lock(&self.state);
         self.store.reading()?;
         let lost = || malformed("reading failed beyond repair");
@@ -68,8 +66,16 @@ impl<P: Parts> Ahead<P> {
         Ok(State::Reading(receiver))
     }
 
-    fn is_forked(&self) -> bool {
-        self.process != std::process::id()
+    /// To be called before the lock, which in a forked child a thread that is not there may have.
+    fn check_process(&self) -> Result<()> {
+        let process = std::process::id();
+        match self.process.compare_exchange(0, process, Ordering::AcqRel, Ordering::Acquire) {
+            Err(other) if other != process => {
+                let message = "reading in parts was begun before this process was forked; begin it anew here";
+                Err(Error::new(Kind::ForkedHandle, message))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -84,10 +90,9 @@ impl<P: Parts> Drop for Ahead<P> {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(State::Reading(answer)) = state {
-            if self.is_forked() {
-                std::mem::forget(answer);
-            } else {
-                let _nobody_wants_it = answer.recv();
+            match self.check_process() {
+                Ok(()) => _ = answer.recv(),
+                Err(_) => std::mem::forget(answer),
             }
         }
     }
