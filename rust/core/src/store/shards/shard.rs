@@ -139,7 +139,8 @@ impl Located {
     }
 
     pub(super) fn place(&self) -> RecordPlace {
-        (self.shard.place.shard, self.offset)
+        let Place { writer, shard, .. } = self.shard.place;
+        (writer, shard, self.offset)
     }
 
     pub(super) fn read(&self, key: &str) -> Result<ShardEntry> {
