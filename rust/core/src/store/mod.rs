@@ -315,6 +315,8 @@ impl Store {
         if self.closed.swap(true, Ordering::AcqRel) {
             return finished;
         }
+        self.buffers.close();
+        self.recent.clear();
         let _held = lock(&self.commit_lock);
         finished.and(self.backend.close())
     }

@@ -37,6 +37,12 @@ impl Recent {
         (entry.header().document.key() == key && entry.content_id() == *content_id).then_some(entry)
     }
 
+    /// Holds none of them any more.
+    pub(super) fn clear(&self) {
+        let held = self.held.try_lock().map(|mut held| std::mem::take(&mut *held));
+        drop(held);
+    }
+
     /// Holds an entry for a while, unless it is so large that it would leave no room for others.
     pub(super) fn add(&self, place: RecordPlace, entry: &Arc<dyn Stored>) {
         if let Ok(mut held) = self.held.try_lock() {
