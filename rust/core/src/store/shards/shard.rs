@@ -1,6 +1,5 @@
 //! Reading one shard: its entries, chunks and models.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -10,6 +9,7 @@ use super::super::recent::RecordPlace;
 use super::super::{Chunk, Stored};
 use super::scan::{Found, Group, View, named, payload_of, scan};
 use super::{Scan, shard_path};
+use crate::buffers::lend;
 use crate::codec::{Model, ModelId};
 use crate::entry::{ContentId, Public};
 use crate::error::{Error, Kind, Result};
@@ -33,13 +33,6 @@ impl std::fmt::Debug for Shard {
         f.debug_tuple("Shard").field(&self.file.path()).finish()
     }
 }
-
-thread_local! {
-    static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Kept between reads by each thread; larger buffers are given back.
-const KEPT_BYTES: usize = 4 << 20;
 
 impl Shard {
     pub(super) fn open(root: &Path, place: Place) -> Result<Self> {
@@ -233,17 +226,6 @@ impl ShardChunk {
 impl Chunk for ShardChunk {
     fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let offset = self.place_of(start)?;
-        STORED.with_borrow_mut(|bytes| {
-            // Never made shorter: to lengthen it again would write zeros for nothing.
-            if bytes.len() < length {
-                bytes.resize(length, 0);
-            }
-            let mine = bytes.get_mut(..length).unwrap_or_default();
-            let result = self.shard.file.read_at(offset, mine).and_then(|()| f(mine));
-            if bytes.capacity() > KEPT_BYTES {
-                *bytes = Vec::new();
-            }
-            result
-        })
+        lend(length, |bytes| self.shard.file.read_at(offset, bytes).and_then(|()| f(bytes)))
     }
 }
