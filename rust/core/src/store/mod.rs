@@ -268,6 +268,12 @@ impl Store {
         backend.recent_entry(key, &self.recent)?.ok_or_else(|| self.missing(backend, key))
     }
 
+    /// [`Store::entry`], its record read and checked anew.
+    pub fn entry_anew(&self, key: &str) -> Result<Arc<dyn Stored>> {
+        let backend = self.reading()?;
+        backend.entry(key)?.ok_or_else(|| self.missing(backend, key))
+    }
+
     /// A damaged store must not claim that an entry never was.
     fn missing(&self, backend: &dyn Backend, key: &str) -> Error {
         match backend.damage().into_iter().next() {
