@@ -183,6 +183,12 @@ def test_a_forked_handle(on_disk: str, tmp_path: Path) -> None:
         assert in_a_fork(lambda: require_before(reader)) == "fine"
         require_before(reader)
         assert reader.keys()[1:] == ["parent"]
+        # A thread that the child lacks reads their next part.
+        scanned, listed = reader.scan(POINT), iter(reader.metadata())
+        next(scanned), next(listed)
+        assert in_a_fork(lambda: list(scanned)) == in_a_fork(lambda: list(listed)) == "forked_handle"
+        assert in_a_fork(lambda: [*reader.scan(POINT), *reader.metadata()]) == "fine"
+        assert [key for key, _ in scanned] == ["parent"] == [document["key"] for document in listed]
 
 
 def test_writing_to_what_can_only_be_read(on_disk: str, tmp_path: Path) -> None:

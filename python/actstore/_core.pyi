@@ -171,7 +171,7 @@ class Store:
     def metadata_stream(self) -> Any:
         """PyCapsule `arrow_array_stream` of one row an entry."""
 
-    def scan(self, point: str, positions: _PositionsLike, keys: list[str]) -> Scan:
+    def scan(self, point: str, positions: _PositionsLike, keys: list[str] | None) -> Scan:
         """Plan reading a hook point of the entries of these keys, in their order."""
 
     def gather(self, point: str, keys: Sequence[str], positions: Buffer) -> _Read:

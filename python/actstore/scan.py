@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from actstore import _core
 
 
-def scan(core: _core.Store, keys: list[str], point: str, positions: str | list[int]) -> Iterator[tuple[str, Any]]:
-    """(key, array) of each entry that has `point`; while one window is handed out the core reads the next.
+def scan(
+    core: _core.Store, point: str, positions: str | list[int], keys: list[str] | None
+) -> Iterator[tuple[str, Any]]:
+    """(key, array) of each entry of `keys`, or of all, that has `point`; the core reads on while a window is handed out.
 
     Where no entry has the point: the `point_not_stored` error of the first one, which names what it has.
     """
-    planned = core.scan(point, positions, keys)
+    return _arrays(core.scan(point, positions, keys))
+
+
+def _arrays(planned: _core.Scan) -> Iterator[tuple[str, Any]]:
     while window := planned.window():
         # Emptied while it is handed out, so that the consumer alone decides how long an array lives.
         window.reverse()

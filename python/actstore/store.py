@@ -193,12 +193,12 @@ class Store:
 
         Made for stores larger than memory: about 8 MiB are held, or two activations where those are larger, and the
         next part is decoded in parallel while this one is used. `positions` and the arrays are as for `Entry.numpy`
-        and `entry[point]`. `keys` are the entries to read, in their order, such as the result of `search`.
+        and `entry[point]`. `keys` are the entries to read, in their order, such as the result of `search`; None for
+        those that there are now, less any that are deleted before they are read.
 
         Errors: `point_not_stored` where no entry has the point, `unknown_position` where one lacks the selection.
         """
-        chosen = self.keys() if keys is None else list(keys)
-        return scan(self._core, chosen, canonical(point), selection(positions))
+        return scan(self._core, canonical(point), selection(positions), None if keys is None else list(keys))
 
     def tokens(
         self,

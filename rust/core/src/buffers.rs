@@ -1,8 +1,10 @@
 //! Memory that was read into, kept to be read into again. To get fresh memory from the system costs several times what
 //! filling it does: a page fault for every 4 KiB.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Kind, Result};
@@ -14,10 +16,34 @@ const LARGE_BYTES: usize = 1 << 30;
 /// By how many sizes memory doubles: a buffer is at most an eighth longer than what was asked for.
 const SIZES: usize = 8;
 
+/// Largest buffer that a thread keeps.
+const LENT_BYTES: usize = 8 << 20;
+
+thread_local! {
+    /// Those that are not lent.
+    static LENT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `length` bytes of any content, which the thread keeps for the next time. Many are fresh, and cost nothing until they
+/// are written to: that there is so much to read into them may be a damaged file's word.
+pub fn lend<T>(length: usize, f: impl FnOnce(&mut [u8]) -> Result<T>) -> Result<T> {
+    if length > LENT_BYTES {
+        return f(&mut fresh(length)?);
+    }
+    let mut bytes = LENT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    // Never made shorter: to lengthen it again would write zeros for nothing.
+    if bytes.len() < length {
+        bytes.resize(length, 0);
+    }
+    let result = f(bytes.get_mut(..length).unwrap_or_default());
+    LENT.with_borrow_mut(|free| free.push(bytes));
+    result
+}
+
 /// Buffers that are free, up to some bytes in all.
 #[derive(Debug)]
 pub struct Buffers {
-    most: usize,
+    most: AtomicUsize,
     free: Mutex<Free>,
 }
 
@@ -30,7 +56,7 @@ struct Free {
 impl Buffers {
     /// Keeps at most `most` bytes that nobody uses.
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, free: Mutex::default() })
+        Arc::new(Self { most: AtomicUsize::new(most), free: Mutex::default() })
     }
 
     /// A buffer of `length` bytes of any content; dropping it gives the memory back.
@@ -44,14 +70,21 @@ impl Buffers {
         Ok(Buffer { bytes, length, home: self.clone() })
     }
 
+    /// Keeps nothing from now on.
+    pub fn close(&self) {
+        self.most.store(0, Ordering::Relaxed);
+        let free = self.free.try_lock().map(|mut free| std::mem::take(&mut *free));
+        drop(free);
+    }
+
     fn give_back(&self, bytes: Vec<u8>) {
-        let size = bytes.len();
-        if !(POOLED_BYTES..=self.most).contains(&size) {
+        let (size, most) = (bytes.len(), self.most.load(Ordering::Relaxed));
+        if !(POOLED_BYTES..=most).contains(&size) {
             return;
         }
         let Ok(mut free) = self.free.try_lock() else { return };
         // What is kept is of sizes that are not asked for any more.
-        let outdated = if free.bytes + size > self.most { std::mem::take(&mut *free) } else { Free::default() };
+        let outdated = if free.bytes + size > most { std::mem::take(&mut *free) } else { Free::default() };
         free.bytes += size;
         free.by_size.entry(size).or_default().push(bytes);
         drop(free);
@@ -136,6 +169,29 @@ mod tests {
         let kept: usize = free.by_size.iter().map(|(size, some)| size * some.len()).sum();
         assert_eq!(kept, free.bytes);
         assert!((1..=1 << 20).contains(&kept), "{kept}");
+    }
+
+    #[test]
+    fn nothing_is_kept_once_they_are_closed() {
+        let buffers = Buffers::new(1 << 20);
+        let late = buffers.take(100_000).unwrap();
+        drop(buffers.take(100_000).unwrap());
+        assert!(buffers.free.lock().unwrap().bytes > 0);
+        buffers.close();
+        drop(late);
+        let free = buffers.free.lock().unwrap();
+        assert_eq!((free.bytes, free.by_size.len()), (0, 0));
+    }
+
+    #[test]
+    fn lent_memory_is_lent_again_and_never_twice_at_once() {
+        let place = |bytes: &mut [u8]| Ok(bytes.as_ptr());
+        let first = lend(100_000, place).unwrap();
+        let (outer, inner) = lend(90_000, |outer| Ok((outer.as_ptr(), lend(90_000, place)?))).unwrap();
+        assert_eq!(first, outer);
+        assert_ne!(inner, outer);
+        assert_eq!(lend(LENT_BYTES + 1, |bytes| Ok(bytes.len())).unwrap(), LENT_BYTES + 1);
+        assert_eq!(LENT.with_borrow(|free| free.iter().map(Vec::len).max()), Some(100_000));
     }
 
     #[test]

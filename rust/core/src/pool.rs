@@ -11,13 +11,22 @@ use crate::error::{Error, Kind, Result};
 /// Running threads of this process.
 pub struct Threads {
     process: u32,
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
 }
 
 impl Threads {
     /// Runs `f` some time.
     pub fn spawn(&self, f: impl FnOnce() + Send + 'static) {
         self.pool.spawn(f);
+    }
+}
+
+impl Drop for Threads {
+    /// To end threads wakes them, by locks that the parent's may hold for ever in a forked child: there they are forgotten.
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            std::mem::forget(self.pool.clone());
+        }
     }
 }
 
@@ -36,18 +45,14 @@ impl Pool {
     /// The threads, started.
     pub fn threads(&self) -> Result<Arc<Threads>> {
         let process = std::process::id();
-        if let Some(threads) = self.threads.load_full() {
-            if threads.process == process {
-                return Ok(threads);
-            }
-            // Dropping the parent's pool would wait for threads that are not here.
-            std::mem::forget(threads);
+        if let Some(threads) = self.threads.load_full().filter(|threads| threads.process == process) {
+            return Ok(threads);
         }
         let pool = ThreadPoolBuilder::new()
             .thread_name(|n| format!("actstore-{n}"))
             .build()
             .map_err(|e| Error::new(Kind::StorageIo, format!("cannot start threads: {e}")))?;
-        let threads = Arc::new(Threads { process, pool });
+        let threads = Arc::new(Threads { process, pool: Arc::new(pool) });
         self.threads.store(Some(threads.clone()));
         Ok(threads)
     }

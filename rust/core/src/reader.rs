@@ -6,6 +6,7 @@ mod chain;
 mod documents;
 mod gather;
 mod scan;
+mod selection;
 mod source;
 mod tokens;
 
@@ -19,15 +20,14 @@ pub use self::chain::{chains, decode_frames};
 pub use self::documents::Documents;
 pub use self::gather::gather;
 pub use self::scan::{Scan, Scanned};
+pub use self::selection::{Selected, read_selected, select};
+use self::selection::{lookup, read_into_own};
 pub use self::source::Vectors;
 pub use self::tokens::{Batch, Batches, Entries, Tokens};
-use crate::buffers::Buffer;
 use crate::codec::{Coded, Encoding, Model, decode};
-use crate::entry::Positions;
 use crate::error::{Error, Kind, Result};
 use crate::format::{Activation, Frame, frame_checksum, malformed, rows_of_frame, size};
 use crate::store::{Store, Stored};
-use crate::tensor::Layout;
 
 /// Stored bytes that one read and one task take at a time.
 const TASK_BYTES: usize = 1 << 20;
@@ -44,70 +44,6 @@ pub struct Request<'a> {
     pub rows: Option<Vec<u64>>,
     /// As many bytes as the rows have.
     pub out: &'a mut [u8],
-}
-
-/// Rows of a stored activation that a selection names.
-#[derive(Debug)]
-pub struct Selected {
-    /// Index of the activation in its header.
-    pub activation: usize,
-    /// The rows, in order; `None` for all.
-    pub rows: Option<Vec<u64>>,
-    /// Dtype and shape of what was selected.
-    pub layout: Layout,
-}
-
-/// Which rows of a stored activation a selection names.
-pub fn select(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<Selected> {
-    let header = entry.header();
-    let index = header.find(point)?;
-    let activation = activation_of(entry, index)?;
-    let rows = header.document.rows(&activation.point, &activation.layout, positions)?;
-    let layout = match &rows {
-        Some(rows) => activation.layout.with_rows(rows.len() as u64)?,
-        None => activation.layout.clone(),
-    };
-    Ok(Selected { activation: index, rows, layout })
-}
-
-/// The selected rows of activations of an entry, each in memory of its own, and what they are.
-pub fn read_selected(
-    store: &Store,
-    entry: &Arc<dyn Stored>,
-    points: &[impl AsRef<str>],
-    positions: &Positions,
-) -> Result<Vec<(Layout, Buffer)>> {
-    let wanted = points.iter().map(|point| {
-        let selected = select(entry.as_ref(), point.as_ref(), positions)?;
-        Ok((entry.clone(), selected))
-    });
-    read_into_own(store, wanted.collect::<Result<_>>()?)
-}
-
-/// What was selected of entries, each in memory of its own.
-fn read_into_own(store: &Store, wanted: Vec<(Arc<dyn Stored>, Selected)>) -> Result<Vec<(Layout, Buffer)>> {
-    let (mut rest, mut found) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
-    for (entry, Selected { activation, rows, layout }) in wanted {
-        let buffer = store.buffers().take(size(layout.bytes())?)?;
-        rest.push((entry, activation, rows));
-        found.push((layout, buffer));
-    }
-    let requests = rest.into_iter().zip(&mut found).map(|((entry, activation, rows), (_, out))| {
-        let out = &mut **out;
-        Request { entry, activation, rows, out }
-    });
-    read(store, requests.collect())?;
-    Ok(found)
-}
-
-/// Which token vectors of an entry a selection names: the index of its activation, what they are, and the rows; `None` for
-/// all.
-fn lookup(entry: &dyn Stored, point: &str, positions: &Positions) -> Result<(usize, Vectors, Option<Vec<u64>>)> {
-    let header = entry.header();
-    let index = header.find(point)?;
-    let activation = activation_of(entry, index)?;
-    let vectors = Vectors::of(entry, activation)?;
-    Ok((index, vectors, header.document.rows(&activation.point, &activation.layout, positions)?))
 }
 
 /// Fills every request's buffer. On an error some buffers may be filled.
@@ -330,28 +266,28 @@ fn some_pieces<'a>(
 fn run(task: Task<'_>) -> Result<()> {
     let Task { entry, activation: index, model, start, length, part } = task;
     let activation = activation_of(entry.as_ref(), index)?;
-    let frames = Frames { activation, model: model.as_deref() };
+    let decoder = Decoder { activation, model: model.as_deref() };
     let result = match part {
-        Part::Whole(range, out) if frames.are_stored(&range, length, out) => {
-            entry.read_into(index, start, out, &|stored| frames.check(range.clone(), stored))
+        Part::Whole(range, out) if decoder.are_stored(&range, length, out) => {
+            entry.read_into(index, start, out, &|stored| decoder.check(range.clone(), stored))
         }
         Part::Whole(range, out) => {
-            entry.with_bytes(index, start, length, &mut |stored| frames.read_whole(range.clone(), stored, out))
+            entry.with_bytes(index, start, length, &mut |stored| decoder.read_whole(range.clone(), stored, out))
         }
         Part::Pieces(mut pieces) => {
-            entry.with_bytes(index, start, length, &mut |stored| frames.read_pieces(&mut pieces, stored))
+            entry.with_bytes(index, start, length, &mut |stored| decoder.read_pieces(&mut pieces, stored))
         }
     };
     result.map_err(|e| e.within(format!("`{}` of entry `{}`", activation.point, entry.header().document.key())))
 }
 
-/// The frames of an activation, and what is needed to decode them.
-struct Frames<'a> {
+/// Decodes the frames of an activation.
+struct Decoder<'a> {
     activation: &'a Activation,
     model: Option<&'a Model>,
 }
 
-impl Frames<'_> {
+impl Decoder<'_> {
     /// Whether the rows are stored as they are, so that they can be read to where they are wanted.
     fn are_stored(&self, range: &Range<usize>, length: usize, out: &[u8]) -> bool {
         let frames = self.activation.frames.get(range.clone()).unwrap_or_default();

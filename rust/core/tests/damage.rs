@@ -13,6 +13,7 @@ use actstore::error::Kind;
 use actstore::format::{Activation, EntryHeader, Frame, frame_checksum};
 use actstore::hook_point::HookPoint;
 use actstore::inspect;
+use actstore::reader::read_selected;
 use actstore::store::{EncodedEntry, Operation, Store};
 use actstore::tensor::{Dtype, Layout};
 use sample::{MEMORY, POINT, create, draft, holds, put, rows};
@@ -302,6 +303,25 @@ fn a_newer_version_is_refused_with_its_number() {
     );
 }
 
+/// Adds entry `key` of one row of `bytes` values, which is stored as `stored` and said to be of the length and checksum of
+/// `frame`.
+fn put_row(store: &Store, key: &str, bytes: u64, frame: Frame, stored: Vec<u8>) {
+    let activation = Activation {
+        point: HookPoint::new(POINT).unwrap(),
+        layout: Layout::new(Dtype::UInt8, vec![1, bytes]).unwrap(),
+        frame_rows: 1,
+        nonfinite: 0,
+        saturated: 0,
+        model: None,
+        below: None,
+        frames: vec![frame],
+    };
+    let document = Document::parse(&format!(r#"{{"key":"{key}","key_recipe":"user"}}"#)).unwrap();
+    let header = EntryHeader { document, token_ids: None, activations: vec![activation] };
+    let entry = EncodedEntry { header, content_id: [0; 32], chunks: vec![stored], models: Vec::new() };
+    store.writing().unwrap().commit(vec![Operation::Put(Box::new(entry))]).unwrap();
+}
+
 /// 64 MiB of zeros in a few kilobytes, in a frame whose checksums are right and which says it holds 16 kB.
 #[test]
 fn a_zstd_bomb_costs_its_own_entry() {
@@ -312,22 +332,32 @@ fn a_zstd_bomb_costs_its_own_entry() {
     let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).unwrap();
     let frame =
         Frame { checksum: frame_checksum(&bomb), length: u32::try_from(bomb.len()).unwrap(), encoding: Encoding::Zstd };
-    let activation = Activation {
-        point: HookPoint::new(POINT).unwrap(),
-        layout: Layout::new(Dtype::UInt8, vec![1, 16_384]).unwrap(),
-        frame_rows: 1,
-        nonfinite: 0,
-        saturated: 0,
-        model: None,
-        below: None,
-        frames: vec![frame],
-    };
-    let document = Document::parse(r#"{"key":"bomb","key_recipe":"user"}"#).unwrap();
-    let header = EntryHeader { document, token_ids: None, activations: vec![activation] };
-    let entry = EncodedEntry { header, content_id: [0; 32], chunks: vec![bomb], models: Vec::new() };
-    store.writing().unwrap().commit(vec![Operation::Put(Box::new(entry))]).unwrap();
+    put_row(&store, "bomb", 16_384, frame, bomb);
     let error = rows(&store, "bomb", POINT, &Positions::All).unwrap_err();
     assert_eq!(error.kind(), Kind::Malformed);
     assert!(error.to_string().starts_with("`blocks.0.hook_resid_post` of entry `bomb`: "), "{error}");
     assert_eq!((readable(&store).len() as u64, verified(&store)), (ENTRIES, 1));
+}
+
+/// Most memory that this process had so far, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn bytes_that_are_said_to_be_there_take_no_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("store");
+    small_store(&root);
+    let store = Store::open(&root, true, MEMORY).unwrap();
+    let before = peak();
+    for (key, encoding) in [("zstd", Encoding::Zstd), ("stored", Encoding::Stored)] {
+        put_row(&store, key, 3 << 30, Frame { checksum: 0, length: 3 << 30, encoding }, vec![0; 100]);
+        let entry = store.entry(key).unwrap();
+        let error = read_selected(&store, &entry, &[POINT], &Positions::All).unwrap_err();
+        assert_eq!(error.kind(), Kind::Truncated);
+    }
+    assert!(peak() - before < 1 << 20, "{} KiB", peak() - before);
 }

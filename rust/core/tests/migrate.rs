@@ -166,6 +166,24 @@ fn what_did_not_arrive_is_found() {
 }
 
 #[test]
+fn damage_to_entries_that_were_read_before_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = create(&directory.path().join("a"), "raw");
+    put(&source, (0..3).map(|n| draft(n, n))).unwrap();
+    let target = create(&directory.path().join("b"), "raw");
+    run(&source, &target, &ALL).unwrap();
+    (0..3).for_each(|n| holds(&target, n, n).unwrap());
+    let shard = directory.path().join("b/shards/0-000001.shard");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let field = br#""key":"k1""#;
+    let at = bytes.windows(field.len()).position(|window| window == field).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let found = compare(&source, &target, &ALL, |_| Ok(())).unwrap();
+    assert_eq!(found.iter().map(|one| &*one.key).collect::<Vec<_>>(), ["k1"]);
+}
+
+#[test]
 fn an_entry_that_is_not_what_it_says_goes_nowhere() {
     let directory = tempfile::tempdir().unwrap();
     let source = create(&directory.path().join("a"), "raw");

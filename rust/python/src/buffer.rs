@@ -72,28 +72,29 @@ impl PySlot {
 /// Rows that were read, as a writable buffer. Whoever has the last view of it gives the memory back.
 #[pyclass(name = "Rows", module = "actstore._core", frozen)]
 pub(crate) struct PyRows {
-    /// Taken while the rows could still be changed here.
+    /// Where the rows are, taken while nobody else could write to them.
     start: AtomicPtr<u8>,
-    rows: Buffer,
+    length: usize,
+    _rows: Buffer,
 }
 
 impl PyRows {
     pub(crate) fn of(mut rows: Buffer) -> Self {
-        Self { start: AtomicPtr::new(rows.as_mut_ptr()), rows }
+        Self { start: AtomicPtr::new(rows.as_mut_ptr()), length: rows.len(), _rows: rows }
     }
 }
 
 #[pymethods]
 impl PyRows {
     fn __len__(&self) -> usize {
-        self.rows.len()
+        self.length
     }
 
     #[allow(unsafe_code)]
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
-        let Self { start, rows } = slf.get();
+        let Self { start, length, .. } = slf.get();
         // SAFETY: `view` comes from the interpreter; the rows live as long as `slf`, and nothing here looks at them again.
-        unsafe { fill(slf.as_any(), view, flags, (start.load(Ordering::Relaxed), rows.len()), WRITABLE) }
+        unsafe { fill(slf.as_any(), view, flags, (start.load(Ordering::Relaxed), *length), WRITABLE) }
     }
 }
 

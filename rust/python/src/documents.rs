@@ -1,7 +1,5 @@
 //! Documents as Python's dicts.
 
-use std::sync::{Mutex, PoisonError};
-
 use actstore::error::{Error, Kind};
 use actstore::reader::{Ahead, Documents};
 use jiter::{PythonParse, StringCacheMode};
@@ -18,13 +16,13 @@ pub(crate) fn parse<'py>(py: Python<'py>, json: &str) -> Outcome<Bound<'py, PyAn
 
 #[pyclass(name = "Documents", module = "actstore._core", frozen)]
 pub(crate) struct PyDocuments {
-    pub(crate) documents: Mutex<Ahead<Documents>>,
+    pub(crate) documents: Ahead<Documents>,
 }
 
 #[pymethods]
 impl PyDocuments {
     fn window<'py>(&self, py: Python<'py>) -> Outcome<Vec<Bound<'py, PyAny>>> {
-        let window = py.detach(|| self.documents.lock().unwrap_or_else(PoisonError::into_inner).next_part())?;
+        let window = py.detach(|| self.documents.next_part())?;
         window.iter().flatten().map(|json| parse(py, json)).collect()
     }
 }

@@ -1,7 +1,7 @@
 //! Stores and their entries.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use actstore::buffers::Buffer;
 use actstore::entry::{Positions, hex};
@@ -109,7 +109,7 @@ impl PyStore {
 
     fn documents(&self, py: Python<'_>) -> Outcome<PyDocuments> {
         let documents = py.detach(|| Documents::new(&self.store))?;
-        Ok(PyDocuments { documents: Mutex::new(Ahead::new(&self.store, documents)) })
+        Ok(PyDocuments { documents: Ahead::new(&self.store, documents) })
     }
 
     fn metadata_stream<'py>(&self, py: Python<'py>) -> Outcome<Bound<'py, PyCapsule>> {
@@ -117,10 +117,18 @@ impl PyStore {
         Ok(arrow::stream(py, self.store.clone(), columns)?)
     }
 
+    /// Of all entries without `keys`.
     #[pyo3(signature = (point, positions, keys))]
-    fn scan(&self, point: String, positions: Option<PositionsLike>, keys: Vec<String>) -> Outcome<PyScan> {
+    fn scan(
+        &self,
+        py: Python<'_>,
+        point: String,
+        positions: Option<PositionsLike>,
+        keys: Option<Vec<String>>,
+    ) -> Outcome<PyScan> {
         let positions = self::positions(positions)?;
-        Ok(PyScan { scan: Mutex::new(Ahead::new(&self.store, Scan::new(&self.store, point, positions, keys))) })
+        let scan = py.detach(|| Scan::new(&self.store, point, positions, keys))?;
+        Ok(PyScan { scan: Ahead::new(&self.store, scan) })
     }
 
     fn gather(&self, py: Python<'_>, point: &str, keys: Vec<PyBackedStr>, positions: PyBuffer<i64>) -> Outcome<Read> {

@@ -1,11 +1,12 @@
 //! One hook point of many entries: activation after activation, or vectors of tokens.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use actstore::reader::{Ahead, Batch, Batches, Entries, Scan, Scanned, Tokens, Vectors};
 use actstore::store::Store;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use crate::buffer::PyRows;
 use crate::errors::Outcome;
@@ -13,14 +14,14 @@ use crate::store::{Read, described};
 
 #[pyclass(name = "Scan", module = "actstore._core", frozen)]
 pub(crate) struct PyScan {
-    pub(crate) scan: Mutex<Ahead<Scan>>,
+    pub(crate) scan: Ahead<Scan>,
 }
 
 #[pymethods]
 impl PyScan {
-    fn window(&self, py: Python<'_>) -> Outcome<Vec<(String, Read)>> {
-        let window = py.detach(|| self.scan.lock().unwrap_or_else(PoisonError::into_inner).next_part())?;
-        let read = |Scanned { key, layout, rows }| (key, described(&layout, rows));
+    fn window<'py>(&self, py: Python<'py>) -> Outcome<Vec<(Bound<'py, PyString>, Read)>> {
+        let window = py.detach(|| self.scan.next_part())?;
+        let read = |Scanned { key, layout, rows }| (PyString::new(py, &key), described(&layout, rows));
         Ok(window.into_iter().flatten().map(read).collect())
     }
 }
@@ -29,13 +30,13 @@ impl PyScan {
 pub(crate) struct PyTokens {
     vectors: Option<Vectors>,
     entries: Arc<Entries>,
-    batches: Mutex<Ahead<Batches>>,
+    batches: Ahead<Batches>,
 }
 
 impl PyTokens {
     pub(crate) fn of(store: &Arc<Store>, tokens: Tokens, size: u64) -> Self {
         let (vectors, entries) = (tokens.vectors(), tokens.entries().clone());
-        Self { vectors, entries, batches: Mutex::new(Ahead::new(store, Batches::new(tokens, size))) }
+        Self { vectors, entries, batches: Ahead::new(store, Batches::new(tokens, size)) }
     }
 }
 
@@ -51,7 +52,7 @@ impl PyTokens {
     }
 
     fn batch(&self, py: Python<'_>) -> Outcome<Option<(PyRows, PyRows, PyRows)>> {
-        let batch = py.detach(|| self.batches.lock().unwrap_or_else(PoisonError::into_inner).next_part())?;
+        let batch = py.detach(|| self.batches.next_part())?;
         let all = |Batch { rows, entries, positions }| (PyRows::of(rows), PyRows::of(entries), PyRows::of(positions));
         Ok(batch.map(all))
     }

@@ -40,14 +40,28 @@ impl Model {
         Self { id, bytes, packed: OnceLock::new(), prepared: OnceLock::new() }
     }
 
-    /// The model that is stored as `stored`, if that is the one of this name.
+    /// The model that is stored as `stored`, if that is the one of this name; ready to decode with.
     pub fn read(stored: &[u8], id: &ModelId) -> Result<Self> {
         if stored.len() > MOST_BYTES {
             return Err(malformed(format!("a model of `{}` bytes where `{MOST_BYTES}` are most", stored.len())));
         }
         let bytes = if zstd::is_frame(stored) { zstd::expand(stored, MOST_BYTES)? } else { stored.to_vec() };
         let model = Self::new(bytes);
-        if model.id == *id { Ok(model) } else { Err(malformed("a model is not the one it is said to be")) }
+        if model.id != *id {
+            return Err(malformed("a model is not the one it is said to be"));
+        }
+        model.prepare();
+        Ok(model)
+    }
+
+    /// Makes what decoding looks up, before anyone shares it: in a child that is forked while another thread makes it, who
+    /// asks for it would wait for ever. Where the model is wrong, its use says so.
+    fn prepare(&self) {
+        match self.prepared() {
+            Ok(Prepared::Planes(coder)) => _ = coder.table(),
+            Ok(Prepared::Archive(coder)) => _ = coder.table(),
+            Err(_) => {}
+        }
     }
 
     /// The model that an encoding learned as `bytes`.

@@ -68,11 +68,11 @@ pub fn compare(
 }
 
 fn compare_entry(source: &Store, target: &Store, plan: &Plan, key: &str) -> Result<Compared> {
-    let from = source.entry(key)?;
+    let from = source.entry_anew(key)?;
     let mut due = due(target, plan, from.as_ref())?;
     let to = match look_up(target.reading()?, key, due, plan.on_conflict)? {
-        Held::Same(key) => target.entry(&key)?,
-        Held::Other => target.entry(key)?,
+        Held::Same(key) => target.entry_anew(&key)?,
+        Held::Other => target.entry_anew(key)?,
         Held::Nothing => return Err(Error::new(Kind::NoSuchKey, format!("entry `{key}` is not in the target"))),
     };
     let kept = to.content_id() != due && plan.on_conflict == OnConflict::Skip;

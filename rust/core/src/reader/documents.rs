@@ -9,8 +9,11 @@ use super::ahead::Parts;
 use crate::error::Result;
 use crate::store::Store;
 
-/// Documents that are read together.
-const WINDOW: usize = 512;
+/// Documents of a part, at most, and the bytes with which a part ends.
+const PART_DOCUMENTS: usize = 512;
+const PART_BYTES: usize = 4 << 20;
+/// Documents that are read together: they are all held, however large they are.
+const TOGETHER: usize = 32;
 
 /// The documents of the entries that there were when this was made, as [`Document::to_public_json`] shows them.
 ///
@@ -34,17 +37,19 @@ impl Parts for Documents {
 
     fn next_part(&mut self) -> Result<Option<Vec<String>>> {
         let backend = self.store.reading()?;
-        loop {
-            let keys: Vec<_> = self.keys.by_ref().take(WINDOW).collect();
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        while part.len() < PART_DOCUMENTS && bytes < PART_BYTES {
+            let keys: Vec<_> = self.keys.by_ref().take(TOGETHER).collect();
             if keys.is_empty() {
-                return Ok(None);
+                break;
             }
             let read = |key: Arc<str>| backend.public_document(&key).transpose();
             let found: Vec<_> = self.store.pool().install(|| keys.into_par_iter().filter_map(read).collect())?;
-            let found = found.into_iter().collect::<Result<Vec<_>>>()?;
-            if !found.is_empty() {
-                return Ok(Some(found));
+            for document in found {
+                part.push(document?);
+                bytes += part.last().map_or(0, String::len);
             }
         }
+        Ok(Some(part).filter(|part| !part.is_empty()))
     }
 }

@@ -6,6 +6,7 @@ pub mod json;
 pub mod lmdb;
 pub mod memory;
 mod poison;
+mod read_models;
 mod recent;
 mod root;
 pub mod shards;
@@ -289,6 +290,12 @@ impl Store {
         backend.recent_entry(key, &self.recent)?.ok_or_else(|| self.missing(backend, key))
     }
 
+    /// [`Store::entry`], its record read and checked anew.
+    pub fn entry_anew(&self, key: &str) -> Result<Arc<dyn Stored>> {
+        let backend = self.reading()?;
+        backend.entry(key)?.ok_or_else(|| self.missing(backend, key))
+    }
+
     /// A damaged store must not claim that an entry never was.
     fn missing(&self, backend: &dyn Backend, key: &str) -> Error {
         match backend.damage().into_iter().next() {
@@ -336,6 +343,8 @@ impl Store {
         if self.closed.swap(true, Ordering::AcqRel) {
             return finished;
         }
+        self.buffers.close();
+        self.recent.clear();
         let _held = lock(&self.commit_lock);
         finished.and(self.backend.close())
     }

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::Stored;
+use crate::entry::ContentId;
 
-/// Where an entry's record is: its shard and offset, at which there is never another.
-pub(super) type RecordPlace = (u32, u64);
+/// Where an entry's record is: its writer, shard and offset, at which there is never another.
+pub(super) type RecordPlace = (u32, u32, u64);
 
 /// Entries by the place of their record. Those that nobody asks for while half of the bytes come in are let go.
 ///
@@ -29,18 +30,20 @@ impl Recent {
         Self { most, held: Mutex::default() }
     }
 
-    /// An entry that is held.
-    pub(super) fn get(&self, place: RecordPlace) -> Option<Arc<dyn Stored>> {
-        let mut held = self.held.try_lock().ok()?;
-        if let Some(entry) = held.new.get(&place) {
-            return Some(entry.clone());
-        }
-        let entry = held.old.remove(&place)?;
-        held.add(place, &entry, self.most);
-        Some(entry)
+    /// An entry that is held. One of another key or content is not the one that is looked for: an index that was tampered with
+    /// may say that several are at one place.
+    pub(super) fn get(&self, place: RecordPlace, key: &str, content_id: &ContentId) -> Option<Arc<dyn Stored>> {
+        let entry = self.held.try_lock().ok()?.get(place, self.most)?;
+        (entry.header().document.key() == key && entry.content_id() == *content_id).then_some(entry)
     }
 
-    /// Holds an entry for a while.
+    /// Holds none of them any more.
+    pub(super) fn clear(&self) {
+        let held = self.held.try_lock().map(|mut held| std::mem::take(&mut *held));
+        drop(held);
+    }
+
+    /// Holds an entry for a while, unless it is so large that it would leave no room for others.
     pub(super) fn add(&self, place: RecordPlace, entry: &Arc<dyn Stored>) {
         if let Ok(mut held) = self.held.try_lock() {
             held.add(place, entry, self.most);
@@ -49,8 +52,20 @@ impl Recent {
 }
 
 impl Held {
+    fn get(&mut self, place: RecordPlace, most: usize) -> Option<Arc<dyn Stored>> {
+        if let Some(entry) = self.new.get(&place) {
+            return Some(entry.clone());
+        }
+        let entry = self.old.remove(&place)?;
+        self.add(place, &entry, most);
+        Some(entry)
+    }
+
     fn add(&mut self, place: RecordPlace, entry: &Arc<dyn Stored>, most: usize) {
         let bytes = entry.header().held_bytes();
+        if bytes > most / 2 {
+            return;
+        }
         if self.new_bytes + bytes > most / 2 {
             self.old = std::mem::take(&mut self.new);
             self.new_bytes = 0;
@@ -67,20 +82,45 @@ mod tests {
     use crate::entry::Document;
     use crate::format::EntryHeader;
 
+    fn entry(key: &str, prompt: &str) -> Arc<dyn Stored> {
+        let json = format!(r#"{{"key":"{key}","key_recipe":"user","prompt":"{prompt}"}}"#);
+        let document = Document::parse(&json).unwrap();
+        let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
+        Arc::new(EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() })
+    }
+
     #[test]
     fn what_is_asked_for_stays_and_the_rest_goes() {
-        let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
-        let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
-        let entry = EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() };
-        let entry: Arc<dyn Stored> = Arc::new(entry);
+        let entry = entry("k", "");
         let bytes = entry.header().held_bytes();
         let recent = Recent::new(8 * bytes);
+        let get = |place| recent.get(place, "k", &[0; 32]);
         for n in 0..100 {
-            recent.add((0, n), &entry);
-            assert!(recent.get((0, 0)).is_some(), "{n}");
+            recent.add((0, 0, n), &entry);
+            assert!(get((0, 0, 0)).is_some(), "{n}");
         }
-        let held = (0..100).filter(|&n| recent.get((0, n)).is_some()).count();
+        let held = (0..100).filter(|&n| get((0, 0, n)).is_some()).count();
         assert!((3..=9).contains(&held), "{held}");
-        assert!(recent.get((1, 0)).is_none());
+        assert!(get((0, 1, 0)).is_none());
+        assert!(get((1, 0, 0)).is_none());
+    }
+
+    #[test]
+    fn an_entry_of_another_key_or_content_is_none_of_its_place() {
+        let recent = Recent::new(1 << 20);
+        recent.add((0, 0, 0), &entry("k", ""));
+        assert!(recent.get((0, 0, 0), "k", &[0; 32]).is_some());
+        assert!(recent.get((0, 0, 0), "other", &[0; 32]).is_none());
+        assert!(recent.get((0, 0, 0), "k", &[1; 32]).is_none());
+    }
+
+    #[test]
+    fn an_entry_that_would_need_all_of_the_room_is_not_held() {
+        let (large, small) = (entry("large", &"x".repeat(10_000)), entry("small", ""));
+        let recent = Recent::new(2 * large.header().held_bytes() - 2);
+        recent.add((0, 0, 0), &small);
+        recent.add((0, 0, 1), &large);
+        assert!(recent.get((0, 0, 1), "large", &[0; 32]).is_none());
+        assert!(recent.get((0, 0, 0), "small", &[0; 32]).is_some());
     }
 }

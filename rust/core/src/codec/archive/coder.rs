@@ -84,7 +84,7 @@ impl Coder {
     }
 
     /// What decoding looks up.
-    pub(super) fn table(&self) -> &Table {
+    pub(in super::super) fn table(&self) -> &Table {
         self.table.get_or_init(|| {
             let mut table = zeros();
             let contexts = table.as_chunks_mut::<{ 1 << LONGEST }>().0.iter_mut();

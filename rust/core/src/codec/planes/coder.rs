@@ -88,7 +88,7 @@ impl Coder {
         if self.is_uniform { &self.biases } else { self.biases.get(..self.row_values).unwrap_or_default() }
     }
 
-    pub(super) fn table(&self) -> &Table {
+    pub(in super::super) fn table(&self) -> &Table {
         self.table.get_or_init(|| Table::new(&self.code))
     }
 }

@@ -1,20 +1,18 @@
 //! The text of an activation's rows, and the bytes it stands for.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::skim::elements;
+use crate::buffers::lend;
 use crate::codec::text::read_rows;
 use crate::error::{Error, Kind, Result};
 use crate::files::ReadFile;
 use crate::format::{Activation, malformed, size};
 use crate::tensor::Dtype;
 
-/// Kept between reads by each thread; larger buffers are given back.
-const KEPT_BYTES: usize = 8 << 20;
 /// Frames with more text together are read one by one, a row with more by its parts.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 /// White space may be this generous, above which it is there to fill memory.
@@ -63,15 +61,10 @@ impl Text {
         bytes: Range<u64>,
         f: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        BUFFERS.with_borrow_mut(|buffers| {
-            let result = match self {
-                Self::Rows(frames) => buffers.read_rows(file, activation, frames, &bytes),
-                Self::Base64(text) => buffers.read_base64(file, text, &bytes),
-            };
-            let result = result.and_then(|raw| f(raw.ok_or_else(|| beyond(activation))?));
-            buffers.give_back();
-            result
-        })
+        match self {
+            Self::Rows(frames) => with_rows(file, activation, frames, &bytes, f),
+            Self::Base64(text) => with_decoded(file, activation, text, &bytes, f),
+        }
     }
 }
 
@@ -83,11 +76,10 @@ pub(super) fn beyond(activation: &Activation) -> Error {
 struct Parser<'a> {
     file: &'a ReadFile,
     dtype: Dtype,
-    text: &'a mut Vec<u8>,
 }
 
 impl Parser<'_> {
-    fn read(&mut self, rows: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
+    fn read(&self, rows: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
         let length = range.end.saturating_sub(range.start);
         if let ([parts, shape @ ..], 1, true) = (shape, rows, length > MAX_TEXT_BYTES) {
             return self.read_parts(*parts, shape, range, out);
@@ -96,67 +88,56 @@ impl Parser<'_> {
             let message = format!("`{length}` bytes of text for `{}` bytes of values are above the limit", out.len());
             return Err(Error::new(Kind::LimitExceeded, message));
         }
-        self.text.resize(size(length)?, 0);
-        self.file.read_at(range.start, self.text)?;
-        read_rows(self.dtype, rows, shape, self.text, out)
-            .map_err(|e| e.within(format!("the values from byte `{}` on", range.start)))
+        lend(size(length)?, |text| {
+            self.file.read_at(range.start, text)?;
+            read_rows(self.dtype, rows, shape, text, out)
+                .map_err(|e| e.within(format!("the values from byte `{}` on", range.start)))
+        })
     }
 
-    fn read_parts(&mut self, parts: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
+    fn read_parts(&self, parts: u64, shape: &[u64], range: Range<u64>, out: &mut [u8]) -> Result<()> {
         let each = out.len() / size(parts)?.max(1);
         let wrong = || malformed(format!("a list is not of the `{parts}` values of its shape"));
         let (mut rest, mut group, mut count) = (out, range.start..range.start, 0);
-        let mut take = |parser: &mut Self, group: &Range<u64>, count: u64| -> Result<()> {
+        let mut take = |group: &Range<u64>, count: u64| -> Result<()> {
             let bytes = size(count)?.checked_mul(each).ok_or_else(wrong)?;
             let mine = rest.split_off_mut(..bytes).ok_or_else(wrong)?;
-            parser.read(count, shape, group.clone(), mine)
+            self.read(count, shape, group.clone(), mine)
         };
-        let file = self.file;
-        elements(file, range, |part| {
+        elements(self.file, range, |part| {
             if count > 0 && part.end - group.start > PART_BYTES {
-                take(self, &group, count)?;
+                take(&group, count)?;
                 count = 0;
             }
             group = if count == 0 { part } else { group.start..part.end };
             count += 1;
             Ok(())
         })?;
-        take(self, &group, count)?;
+        take(&group, count)?;
         if rest.is_empty() { Ok(()) } else { Err(wrong()) }
     }
 }
 
-thread_local! {
-    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { text: Vec::new(), raw: Vec::new() }) };
-}
-
-/// Text, and what it says.
-struct Buffers {
-    text: Vec<u8>,
-    raw: Vec<u8>,
-}
-
-impl Buffers {
-    /// Text is read by whole frames, because only these have a known place.
-    fn read_rows(
-        &mut self,
-        file: &ReadFile,
-        activation: &Activation,
-        frames: &[Range<u64>],
-        bytes: &Range<u64>,
-    ) -> Result<Option<&[u8]>> {
-        let layout = &activation.layout;
-        let frame_bytes = (activation.frame_rows.min(layout.rows()) * layout.row_bytes()).max(1);
-        let (first, stop) = (bytes.start / frame_bytes, bytes.end.div_ceil(frame_bytes));
-        let frames = frames.get(size(first)?..size(stop)?);
-        let Some(frames @ ([head, .., tail] | [head @ tail])) = frames else { return Ok(None) };
-        let whole = head.start..tail.end;
-        let short = whole.end.saturating_sub(whole.start) <= MAX_TEXT_BYTES;
-        let start = first * frame_bytes;
-        let mut left = (stop * frame_bytes).min(layout.bytes()) - start;
-        self.raw.resize(size(left)?, 0);
-        let mut rest = self.raw.as_mut_slice();
-        let mut parser = Parser { file, dtype: layout.dtype(), text: &mut self.text };
+/// Text is read by whole frames, because only these have a known place.
+fn with_rows(
+    file: &ReadFile,
+    activation: &Activation,
+    frames: &[Range<u64>],
+    bytes: &Range<u64>,
+    f: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let layout = &activation.layout;
+    let frame_bytes = (activation.frame_rows.min(layout.rows()) * layout.row_bytes()).max(1);
+    let (first, stop) = (bytes.start / frame_bytes, bytes.end.div_ceil(frame_bytes));
+    let frames = frames.get(size(first)?..size(stop)?);
+    let Some(frames @ ([head, .., tail] | [head @ tail])) = frames else { return Err(beyond(activation)) };
+    let whole = head.start..tail.end;
+    let short = whole.end.saturating_sub(whole.start) <= MAX_TEXT_BYTES;
+    let start = first * frame_bytes;
+    let mut left = (stop * frame_bytes).min(layout.bytes()) - start;
+    let parser = Parser { file, dtype: layout.dtype() };
+    lend(size(left)?, |raw| {
+        let mut rest = &mut *raw;
         for text in if short { std::slice::from_ref(&whole) } else { frames } {
             let length = if short { left } else { frame_bytes.min(left) };
             left -= length;
@@ -164,31 +145,33 @@ impl Buffers {
             let rows = length / layout.row_bytes().max(1);
             parser.read(rows, layout.shape().get(1..).unwrap_or_default(), text.clone(), mine)?;
         }
-        Ok(self.raw.get(size(bytes.start - start)?..size(bytes.end - start)?))
-    }
+        let wanted = size(bytes.start - start)?..size(bytes.end - start)?;
+        f(raw.get(wanted).ok_or_else(|| beyond(activation))?)
+    })
+}
 
-    /// Four characters are three bytes, wherever they stand.
-    fn read_base64(&mut self, file: &ReadFile, text: &Range<u64>, bytes: &Range<u64>) -> Result<Option<&[u8]>> {
-        let (first, stop) = (bytes.start / 3, bytes.end.div_ceil(3));
-        let start = text.start + first * 4;
-        if start + (stop - first) * 4 > text.end {
-            return Ok(None);
-        }
-        self.text.resize(size((stop - first) * 4)?, 0);
-        file.read_at(start, &mut self.text)?;
-        self.raw.clear();
-        STANDARD.decode_vec(&self.text, &mut self.raw).map_err(|e| {
-            Error::new(Kind::Checksum, format!("what begins at byte `{start}` is not base64")).because(e)
-        })?;
-        let skipped = bytes.start - first * 3;
-        Ok(self.raw.get(size(skipped)?..size(skipped + (bytes.end - bytes.start))?))
+/// Four characters are three bytes, wherever they stand.
+fn with_decoded(
+    file: &ReadFile,
+    activation: &Activation,
+    text: &Range<u64>,
+    bytes: &Range<u64>,
+    f: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let (first, stop) = (bytes.start / 3, bytes.end.div_ceil(3));
+    let start = text.start + first * 4;
+    if start + (stop - first) * 4 > text.end {
+        return Err(beyond(activation));
     }
-
-    fn give_back(&mut self) {
-        for buffer in [&mut self.text, &mut self.raw] {
-            if buffer.capacity() > KEPT_BYTES {
-                *buffer = Vec::new();
-            }
-        }
-    }
+    lend(size((stop - first) * 4)?, |text| {
+        file.read_at(start, text)?;
+        lend(size((stop - first) * 3)?, |raw| {
+            let decoded = STANDARD.decode_slice(text, raw).map_err(|e| {
+                Error::new(Kind::Checksum, format!("what begins at byte `{start}` is not base64")).because(e)
+            })?;
+            let wanted = size(bytes.start - first * 3)?..size(bytes.end - first * 3)?;
+            let raw = raw.get(..decoded).and_then(|raw| raw.get(wanted));
+            f(raw.ok_or_else(|| beyond(activation))?)
+        })
+    })
 }

@@ -1,19 +1,17 @@
 //! Reading the entries of an LMDB store, each read in a short transaction of its own.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 
 use super::environment::Environment;
 use super::failure::Failure;
 use super::tables::{MODEL_COPIES, View};
+use crate::buffers::lend;
 use crate::codec::{Model, ModelId};
 use crate::entry::ContentId;
 use crate::error::{Error, Result};
 use crate::format::lmdb::{ChunkKey, IndexRow, PIECE_BYTES, model_key, number_key};
 use crate::format::{EntryHeader, EntryRecord, RecordType, malformed, size};
+use crate::store::read_models::ReadModels;
 use crate::store::{Chunk, Stored, gone};
 
 /// What the handle of a store and its entries have in common.
@@ -21,13 +19,12 @@ pub(super) struct Shared {
     pub(super) environment: Arc<Environment>,
     /// First bytes of the store id.
     pub(super) store: u64,
-    /// Models read so far. Replaced, never locked: a lock held at a fork would never be released in the child.
-    models: ArcSwap<HashMap<ModelId, Arc<Model>>>,
+    models: ReadModels,
 }
 
 impl Shared {
     pub(super) fn new(environment: Arc<Environment>, store: u64) -> Self {
-        Self { environment, store, models: ArcSwap::default() }
+        Self { environment, store, models: ReadModels::default() }
     }
 
     /// Reads within one transaction.
@@ -36,16 +33,7 @@ impl Shared {
     }
 
     fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
-        if let Some(model) = self.models.load().get(id) {
-            return Ok(model.clone());
-        }
-        let model = Arc::new(self.read(|view| read_model(view, id))?);
-        self.models.rcu(|known| {
-            let mut known = HashMap::clone(known);
-            known.insert(*id, model.clone());
-            known
-        });
-        Ok(model)
+        self.models.get(id, || self.read(|view| read_model(view, id)))
     }
 }
 
@@ -102,13 +90,6 @@ impl LmdbEntry {
     }
 }
 
-thread_local! {
-    static ASSEMBLED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Kept between reads by each thread; larger buffers are given back.
-const KEPT_BYTES: usize = 4 << 20;
-
 fn beyond() -> Error {
     malformed("frames reach beyond their chunk")
 }
@@ -151,7 +132,8 @@ struct LmdbChunk {
 }
 
 impl LmdbChunk {
-    fn piece<'t>(&self, view: &View<'t>, piece: u32) -> Result<&'t [u8], Failure> {
+    fn piece<'t>(&self, view: &View<'t>, piece: usize) -> Result<&'t [u8], Failure> {
+        let piece = u32::try_from(piece).map_err(|_| beyond())?;
         let key = ChunkKey { id: self.id, activation: self.activation, piece }.encode();
         let bytes = view.unchecked_value(view.tables.chunks, &key, RecordType::Data, self.id)?;
         match bytes {
@@ -162,36 +144,29 @@ impl LmdbChunk {
             None => Err(gone(&self.key).into()),
         }
     }
+
+    /// Fills `out` from byte `from` of a piece on.
+    fn assemble(&self, view: &View<'_>, mut piece: usize, mut from: usize, mut out: &mut [u8]) -> Result<(), Failure> {
+        while !out.is_empty() {
+            let (mine, rest) = out.split_at_mut(out.len().min(PIECE_BYTES - from));
+            let bytes = self.piece(view, piece)?.get(from..from + mine.len()).ok_or_else(beyond)?;
+            mine.copy_from_slice(bytes);
+            (piece, from, out) = (piece + 1, 0, rest);
+        }
+        Ok(())
+    }
 }
 
 impl Chunk for LmdbChunk {
     /// Only the headers of values are checked here: every frame has a checksum of its own, which its reader checks.
     fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let end = size(start)?.checked_add(length).ok_or_else(beyond)?;
-        let (mut piece, mut from) = (size(start)? / PIECE_BYTES, size(start)? % PIECE_BYTES);
-        let piece_at = |piece: usize| u32::try_from(piece).map_err(|_| beyond());
-        if from + length <= PIECE_BYTES {
+        let (piece, from) = (size(start)? / PIECE_BYTES, size(start)? % PIECE_BYTES);
+        if length <= PIECE_BYTES - from {
             return self.shared.read(|view| {
-                let bytes = self.piece(view, piece_at(piece)?)?;
+                let bytes = self.piece(view, piece)?;
                 Ok(f(bytes.get(from..from + length).ok_or_else(beyond)?)?)
             });
         }
-        ASSEMBLED.with_borrow_mut(|assembled| {
-            assembled.clear();
-            let result = self.shared.read(|view| {
-                while piece * PIECE_BYTES < end {
-                    let bytes = self.piece(view, piece_at(piece)?)?;
-                    let to = PIECE_BYTES.min(end - piece * PIECE_BYTES);
-                    assembled.extend_from_slice(bytes.get(from..to).ok_or_else(beyond)?);
-                    (piece, from) = (piece + 1, 0);
-                }
-                Ok(())
-            });
-            let result = result.and_then(|()| f(assembled));
-            if assembled.capacity() > KEPT_BYTES {
-                *assembled = Vec::new();
-            }
-            result
-        })
+        lend(length, |bytes| self.shared.read(|view| self.assemble(view, piece, from, bytes)).and_then(|()| f(bytes)))
     }
 }

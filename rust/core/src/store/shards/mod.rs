@@ -295,7 +295,7 @@ impl Backend for Shards {
 
     fn recent_entry(&self, key: &str, recent: &Recent) -> Result<Option<Arc<dyn Stored>>> {
         let Some(located) = self.index().get(key).cloned() else { return Ok(None) };
-        if let Some(entry) = recent.get(located.place()) {
+        if let Some(entry) = recent.get(located.place(), key, &located.content_id) {
             return Ok(Some(entry));
         }
         let entry: Arc<dyn Stored> = Arc::new(located.read(key)?);

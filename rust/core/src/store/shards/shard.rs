@@ -1,14 +1,15 @@
 //! Reading one shard: its entries, chunks and models.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 
+use super::super::read_models::ReadModels;
 use super::super::recent::RecordPlace;
 use super::super::{Chunk, Stored};
 use super::scan::{Found, Group, View, named, payload_of, scan};
 use super::{Scan, shard_path};
+use crate::buffers::lend;
 use crate::codec::{Model, ModelId};
 use crate::entry::{ContentId, Public};
 use crate::error::{Error, Kind, Result};
@@ -17,14 +18,14 @@ use crate::format::{
     Change, CommitRecord, EntryHeader, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
     RecordHeader, RecordType, Sealed, malformed, size,
 };
-use crate::lock::{lock, lock_alone, lock_shared};
+use crate::lock::{lock_alone, lock_shared};
 
 /// A shard open for reading.
 pub(super) struct Shard {
     pub(super) file: ReadFile,
     pub(super) place: Place,
     places: RwLock<HashMap<ModelId, ModelPlace>>,
-    models: Mutex<HashMap<ModelId, Arc<Model>>>,
+    models: ReadModels,
 }
 
 impl std::fmt::Debug for Shard {
@@ -33,17 +34,10 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-thread_local! {
-    static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Kept between reads by each thread; larger buffers are given back.
-const KEPT_BYTES: usize = 4 << 20;
-
 impl Shard {
     pub(super) fn open(root: &Path, place: Place) -> Result<Self> {
         let file = ReadFile::open(&shard_path(root, place))?;
-        Ok(Self { file, place, places: RwLock::default(), models: Mutex::default() })
+        Ok(Self { file, place, places: RwLock::default(), models: ReadModels::default() })
     }
 
     /// What the shard holds. Of a sealed one its seal says so; a damaged seal is no loss, the commits say the same.
@@ -105,20 +99,16 @@ impl Shard {
         Ok(record)
     }
 
-    fn read_model(&self, offset: u64, id: &ModelId) -> Result<Arc<Model>> {
-        Model::read(&self.read_record(offset, RecordType::Model)?, id).map(Arc::new)
-    }
-
-    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
-        if let Some(model) = lock(&self.models).get(id) {
-            return Ok(model.clone());
-        }
+    fn read_model(&self, id: &ModelId) -> Result<Model> {
         let place = lock_shared(&self.places).get(id).copied();
         let [first, second] =
             place.ok_or_else(|| malformed("frames name a model that the shard does not have"))?.offsets;
-        let model = self.read_model(first, id).or_else(|_| self.read_model(second, id))?;
-        lock(&self.models).insert(*id, model.clone());
-        Ok(model)
+        let read = |offset| Model::read(&self.read_record(offset, RecordType::Model)?, id);
+        read(first).or_else(|_| read(second))
+    }
+
+    fn model(&self, id: &ModelId) -> Result<Arc<Model>> {
+        self.models.get(id, || self.read_model(id))
     }
 }
 
@@ -142,7 +132,8 @@ impl Located {
     }
 
     pub(super) fn place(&self) -> RecordPlace {
-        (self.shard.place.shard, self.offset)
+        let Place { writer, shard, .. } = self.shard.place;
+        (writer, shard, self.offset)
     }
 
     pub(super) fn read(&self, key: &str) -> Result<ShardEntry> {
@@ -235,17 +226,6 @@ impl ShardChunk {
 impl Chunk for ShardChunk {
     fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let offset = self.place_of(start)?;
-        STORED.with_borrow_mut(|bytes| {
-            // Never made shorter: to lengthen it again would write zeros for nothing.
-            if bytes.len() < length {
-                bytes.resize(length, 0);
-            }
-            let mine = bytes.get_mut(..length).unwrap_or_default();
-            let result = self.shard.file.read_at(offset, mine).and_then(|()| f(mine));
-            if bytes.capacity() > KEPT_BYTES {
-                *bytes = Vec::new();
-            }
-            result
-        })
+        lend(length, |bytes| self.shard.file.read_at(offset, bytes).and_then(|()| f(bytes)))
     }
 }
