@@ -1,7 +1,8 @@
 //! Entries that were looked up lately: finding one here costs a tenth of reading and decoding its record again.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, RwLock};
+
+use hashbrown::HashMap;
 
 use super::Stored;
 use crate::entry::ContentId;
@@ -11,10 +12,11 @@ pub(super) type RecordPlace = (u32, u32, u64);
 
 /// Entries by the place of their record. Those that nobody asks for while half of the bytes come in are let go.
 ///
-/// Nobody is waited for: whoever finds it in use, or locked for ever because the process was forked, reads the record.
+/// Many look at once, and nobody is waited for: whoever finds it being changed, or locked for ever because the process was
+/// forked, reads the record.
 pub struct Recent {
     most: usize,
-    held: Mutex<Held>,
+    held: RwLock<Held>,
 }
 
 #[derive(Default)]
@@ -27,38 +29,38 @@ struct Held {
 impl Recent {
     /// Holds entries of about `most` bytes.
     pub(super) fn new(most: usize) -> Self {
-        Self { most, held: Mutex::default() }
+        Self { most, held: RwLock::default() }
     }
 
     /// An entry that is held. One of another key or content is not the one that is looked for: an index that was tampered with
     /// may say that several are at one place.
     pub(super) fn get(&self, place: RecordPlace, key: &str, content_id: &ContentId) -> Option<Arc<dyn Stored>> {
-        let entry = self.held.try_lock().ok()?.get(place, self.most)?;
+        let (entry, is_new) = self.held.try_read().ok()?.get(place)?;
+        if !is_new {
+            self.add(place, &entry);
+        }
         (entry.header().document.key() == key && entry.content_id() == *content_id).then_some(entry)
     }
 
     /// Holds none of them any more.
     pub(super) fn clear(&self) {
-        let held = self.held.try_lock().map(|mut held| std::mem::take(&mut *held));
+        let held = self.held.try_write().map(|mut held| std::mem::take(&mut *held));
         drop(held);
     }
 
     /// Holds an entry for a while, unless it is so large that it would leave no room for others.
     pub(super) fn add(&self, place: RecordPlace, entry: &Arc<dyn Stored>) {
-        if let Ok(mut held) = self.held.try_lock() {
+        if let Ok(mut held) = self.held.try_write() {
             held.add(place, entry, self.most);
         }
     }
 }
 
 impl Held {
-    fn get(&mut self, place: RecordPlace, most: usize) -> Option<Arc<dyn Stored>> {
-        if let Some(entry) = self.new.get(&place) {
-            return Some(entry.clone());
-        }
-        let entry = self.old.remove(&place)?;
-        self.add(place, &entry, most);
-        Some(entry)
+    /// An entry, and whether it is among the new ones.
+    fn get(&self, place: RecordPlace) -> Option<(Arc<dyn Stored>, bool)> {
+        let found = |map: &HashMap<_, Arc<dyn Stored>>| map.get(&place).cloned();
+        found(&self.new).map(|entry| (entry, true)).or_else(|| found(&self.old).map(|entry| (entry, false)))
     }
 
     fn add(&mut self, place: RecordPlace, entry: &Arc<dyn Stored>, most: usize) {
@@ -70,8 +72,10 @@ impl Held {
             self.old = std::mem::take(&mut self.new);
             self.new_bytes = 0;
         }
-        self.new_bytes += bytes;
-        self.new.insert(place, entry.clone());
+        self.old.remove(&place);
+        if self.new.insert(place, entry.clone()).is_none() {
+            self.new_bytes += bytes;
+        }
     }
 }
 
