@@ -27,10 +27,10 @@ LONGEST = 5.0
 """Seconds that a contestant may take for a job before it does the first k operations alone."""
 LONGEST_STORE = 80.0
 """The same for the store that its reads use, which then has the first entries alone."""
-WRITE_WEIGHT = 4
-"""A job that writes gets so many times the time of one that reads."""
-PLANNED = 0.8
-"""Of the time that is left: what the rounds are planned to take."""
+CALIBRATED = 0.1
+"""Of the time that is left: what finding out how fast everybody is may take."""
+PLANNED = 0.9
+"""Of the time that is left then: what the rounds are planned to take."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
     entries: int
     rounds: int
     seconds: float | None
-    """What all may take: each job gets its part of them. None: no bound but `LONGEST`."""
+    """What all may take. None: no bound but `LONGEST`."""
     commit: str
 
 
@@ -92,7 +92,6 @@ class Run:
                 self._save()
         self._say("everybody has a store")
         self._share_out(jobs)
-        self._say("everybody has a share")
         longest = 0.0
         for number in range(self._plan.rounds):
             if number and self._left() < longest:
@@ -129,22 +128,20 @@ class Run:
         self.state["stores"][name] = {"entries": count, "raw": raw, "files": page_cache.file_bytes(store)}
 
     def _share_out(self, jobs: Sequence[str]) -> None:
-        """How much everybody does of each job, and the limit with which the rounds fit into what is left."""
-        weights = {job: WRITE_WEIGHT if job in WRITES else 1 for job in jobs}
-        all_left, whole_weight = self._left(), sum(weights.values())
+        """How much everybody does: one limit for all jobs, with which the rounds fit into what is left."""
+        most = min(LONGEST, CALIBRATED * self._left() / (len(jobs) * len(self._contestants)))
         for job in jobs:
-            most = all_left * weights[job] / whole_weight / (4 * len(self._contestants))
             for name in self._contestants:
-                self._calibrate(job, name, min(LONGEST, most))
+                self._calibrate(job, name, most)
             self._save()
-        a_round = PLANNED * self._left() / self._plan.rounds
+        limit = self._shares.limit(jobs, LONGEST, PLANNED * self._left() / self._plan.rounds)
         for job in jobs:
-            limit = self._shares.limit(job, LONGEST, a_round * weights[job] / whole_weight)
             self.state["limits"].setdefault(job, limit)
         self._save()
+        self._say(f"a job takes {limit:.2f} s at most")
 
     def _calibrate(self, job: str, name: str, limit: float) -> None:
-        """The largest share of the operations that is foreseen to take no longer than the limit."""
+        """What the largest share of the operations takes that is foreseen to take no longer than the limit."""
         known = self.state["shares"].setdefault(job, {})
         wanted = self._contestants[name].jobs
         if name in known or (wanted is not None and job not in wanted):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jobs import READS, WHOLE_STORE, WRITES, Case
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jobs import Workload
     from rivals.rival import Rival
@@ -40,7 +40,7 @@ class Shares:
         found: dict[Case, list[str]] = {}
         for name, of in known.items():
             if self._contestants[name].beside not in known:
-                share = step(of["share"] * min(1.0, limit / of["seconds"]))
+                share = step(of["share"] * limit / of["seconds"])
                 found.setdefault(self.case(job, name, share), []).append(name)
         for case, names in found.items():
             names += [name for name in known if name not in names and self._joins(job, name, case, names)]
@@ -55,7 +55,7 @@ class Shares:
         return wanted and able
 
     def foreseen(self, job: str, limit: float) -> float:
-        """Seconds that one round will take."""
+        """Seconds that the job will take in one round."""
         known = self._state["shares"][job]
         cells = [(case, name) for case, names in self.cases(job, limit).items() for name in names]
         return sum(self._foreseen(job, name, case, known[name]) for case, name in cells)
@@ -64,11 +64,11 @@ class Shares:
         tried = self.case(job, name, of["share"]).operations
         return of["cost"] - of["seconds"] + of["seconds"] * case.operations / tried
 
-    def limit(self, job: str, most: float, seconds: float) -> float:
-        """The limit, of `most` at most, with which a round is foreseen to take no longer than `seconds`."""
+    def limit(self, jobs: Sequence[str], most: float, seconds: float) -> float:
+        """The limit, of `most` at most, with which a round of all jobs is foreseen to take no longer than `seconds`."""
         limit = most
-        while limit > LEAST_LIMIT and self.foreseen(job, limit) > seconds:
-            limit /= 1.5
+        while limit > LEAST_LIMIT and sum(self.foreseen(job, limit) for job in jobs) > seconds:
+            limit /= 1.1
         return limit
 
 

@@ -1,17 +1,16 @@
 """Questions that a model answered while its hidden states were logged, in every kind of log there is."""
 
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import torch
 
 import actstore
+from old_logs import write
 from old_trees import LAYERS, hidden_states, key_of, record, write_v1, write_v2, write_v3
 
 STORES = ("shards", "lmdb", "json")
@@ -99,16 +98,9 @@ def _write_lmdb(path: Path, logged: Sequence[Answer], *, metadata: bool) -> None
         }
         more = {name: answer.fields[name] for name in ("logging_config", "timestamp", "has_activations")}
         said[answer.key] = {**fields, **more, "compression_metadata": {"compression": "none"}}
-    put_pickles(path, values)
+    write(path, values)
     if metadata:
-        put_pickles(path.with_name(f"{path.name}_metadata"), said)
-
-
-def put_pickles(place: Path, values: dict[str, Any]) -> None:
-    """Pickles, or bytes as they are, into the LMDB environment at `place`."""
-    with lmdb.open(str(place), map_size=1 << 28) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value if isinstance(value, bytes) else pickle.dumps(value))
+        write(path.with_name(f"{path.name}_metadata"), said)
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,16 @@ ERAS: dict[str, tuple[dict[str, object], dict[str, object], dict[str, object] | 
 """What was written; of it the fields, what is said of compression, and the layers."""
 
 
-def write(place: Path, values: dict[str, bytes]) -> None:
+def write(place: Path, values: Mapping[str, object]) -> None:
+    """Pickles of the values, or bytes as they are, in the environment at `place`."""
     with lmdb.open(str(place), map_size=1 << 28, max_readers=2048) as environment, environment.begin(write=True) as txn:
         for key, value in values.items():
-            txn.put(key.encode(), value)
+            txn.put(key.encode(), value if isinstance(value, bytes) else pickle.dumps(value))
 
 
 def write_log(path: Path, value: object, said: object = None, metadata: str | None = None) -> Path:
     """A log of one entry, with the second environment beside it where something is said."""
-    write(path, {KEY: pickle.dumps(value)})
+    write(path, {KEY: value})
     if said is not None:
-        write(
-            path.with_name(f"{path.name}_metadata") if metadata is None else path / metadata, {KEY: pickle.dumps(said)}
-        )
+        write(path.with_name(f"{path.name}_metadata") if metadata is None else path / metadata, {KEY: said})
     return path

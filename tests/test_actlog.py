@@ -87,7 +87,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
 def test_what_is_written_meanwhile_is_noticed(tmp_path: Path) -> None:
     path = write_log(tmp_path / "log", ERAS["V2-none"][0])
     log = _core.ActlogLmdb(str(path))
-    write(path, {"other": pickle.dumps(FLAT)})
+    write(path, {"other": FLAT})
     with pytest.raises(
         ActstoreError, match=r"data\.mdb` was written to while it was read; let its writer finish"
     ) as caught:
@@ -99,7 +99,7 @@ def test_what_is_written_meanwhile_is_noticed(tmp_path: Path) -> None:
 def test_many_entries_of_any_size_that_were_replaced_and_removed(tmp_path: Path) -> None:
     entries = {f"{number:05}" + "k" * (number % 300): {"prompt": "p" * (number * 7 % 9000)} for number in range(2000)}
     write(tmp_path / "log", dict.fromkeys(entries, b"first" * 50))
-    write(tmp_path / "log", {key: pickle.dumps(entry) for key, entry in entries.items()})
+    write(tmp_path / "log", entries)
     with lmdb.open(str(tmp_path / "log"), map_size=1 << 28) as environment, environment.begin(write=True) as txn:
         for key in list(entries)[::3]:
             del entries[key]

@@ -1,16 +1,29 @@
-"""Every Python block of the README and the guide runs, in order, in an empty directory."""
+"""Every Python block of the README and the guide, and every command after a `$`, runs, in an empty directory."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from actstore.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block that is to run."""
+    return re.findall(r"^```(python|console)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run_commands(console: str) -> None:
+    for line in console.splitlines():
+        program, *arguments = shlex.split(line.removeprefix("$ "))
+        assert program == "actstore-cli", line
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -18,8 +31,11 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     assert blocks(page), f"{page.name} has no example"
-    for block in blocks(page):
-        exec(compile(block, str(page), "exec"), namespace)
+    for language, block in blocks(page):
+        if language == "console":
+            run_commands(block)
+        else:
+            exec(compile(block, str(page), "exec"), namespace)
 
 
 @pytest.mark.parametrize(

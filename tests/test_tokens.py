@@ -303,6 +303,7 @@ def test_selections_that_an_entry_lacks_are_refused(store: Store) -> None:
         ({"seed": -1, "shuffle": True}, "`seed` is `-1`; give a whole number from 0 to 18446744073709551615"),
         ({"seed": 2**64, "shuffle": True}, "`seed` is `18446744073709551616`; give a whole number"),
         ({"seed": "0", "shuffle": True}, "`seed` is `'0'`; give a whole number"),
+        ({"seed": None, "shuffle": True}, "`seed` is `None`; give a whole number"),
     ],
 )  # fmt: skip
 def test_options_of_tokens_that_cannot_be(options: dict[str, Any], message: str, store: Store) -> None:

@@ -10,6 +10,7 @@ __all__ = [
     "ActlogLmdb",
     "Batch",
     "Documents",
+    "Entries",
     "LoggedEntry",
     "LoggedLayer",
     "Ring",
@@ -176,7 +177,7 @@ class Store:
     def gather(self, point: str, keys: Sequence[str], positions: Buffer) -> _Read:
         """Decode the token vector at each position, a buffer of int64, of the entry of each key."""
 
-    def tokens(self, point: str, positions: _PositionsLike, seed: int | None) -> Tokens:
+    def tokens(self, point: str, positions: _PositionsLike, seed: int | None, batch_size: int) -> Tokens:
         """List the token vectors of all entries, in the order of writing or in the shuffled one of `seed`."""
 
     def delete(self, keys: Sequence[str]) -> int:
@@ -291,18 +292,21 @@ class Scan:
 class Tokens:
     """The token vectors at one hook point of a whole store, in one order."""
 
-    def __len__(self) -> int:
-        """Vectors in all."""
-
     def vectors(self) -> tuple[str, int] | None:
         """(dtype, d) of each vector; None where there are none."""
 
-    def read(self, start: int, entries: Buffer, positions: Buffer) -> Rows:
-        """Decode the vectors from place `start` of the order on.
+    def entries(self) -> Entries:
+        """The entries that have vectors; holding them holds no vectors."""
 
-        `entries` and `positions` are filled with the number of each one's entry, as uint32, and its position, as int64;
-        how many they hold is how many vectors are read.
+    def batch(self) -> tuple[Rows, Rows, Rows] | None:
+        """The next vectors, while the core reads on; None at the end.
+
+        With them, of each one, the number of its entry, as uint32, and its position, as int64.
         """
+
+@final
+class Entries:
+    """The entries that token vectors are of, by number."""
 
     def keys(self, entries: Buffer) -> list[str]:
         """The keys of entries by their numbers, a buffer of uint32."""

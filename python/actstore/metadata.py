@@ -1,4 +1,4 @@
-"""Metadata: the checks before it is stored, and the table over a whole store."""
+"""Metadata: the checks before it is stored, the table over a whole store, and searching it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from actstore.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from actstore import _core
 
-__all__ = ["MetadataTable"]
+__all__ = ["MetadataTable", "dump_json", "search"]
 
 _LARGEST_INTEGER = 2**64 - 1
 _SMALLEST_INTEGER = -(2**63)
@@ -52,6 +52,27 @@ class MetadataTable:
 
     def __repr__(self) -> str:
         return f"MetadataTable({len(self):,} rows)"
+
+
+def search(
+    documents: Iterable[dict[str, Any]],
+    predicate: Callable[[dict[str, Any]], object] | None,
+    fields: Mapping[str, object],
+) -> list[str]:
+    """The keys of the `documents` that have `fields` and that `predicate` accepts, as `Store.search` gives them."""
+    return [
+        document["key"]
+        for document in documents
+        if _has_fields(document, fields) and (predicate is None or predicate(document))
+    ]
+
+
+def _has_fields(document: dict[str, Any], fields: Mapping[str, object]) -> bool:
+    for name, value in fields.items():
+        holder = document if name in document else document["metadata"]
+        if name not in holder or holder[name] != value:
+            return False
+    return True
 
 
 def dump_json(document: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from actstore.arrays import dtype_name
 from actstore.entry import Entry, selection
 from actstore.errors import ActstoreError, InvalidInputError
 from actstore.hook_points import canonical
-from actstore.metadata import MetadataTable
+from actstore.metadata import MetadataTable, search
 from actstore.reports import counted
 from actstore.scan import scan
 from actstore.sizes import format_bytes, parse_bytes
@@ -180,11 +180,7 @@ class Store:
         A field is one of the document (`prompt`, `response`, `key`, ...; see `MetadataTable`), else one of its
         `metadata`; an entry that lacks it does not match. Reads no activation.
         """
-        return [
-            document["key"]
-            for document in self.metadata()
-            if _has_fields(document, fields) and (predicate is None or predicate(document))
-        ]
+        return search(self.metadata(), predicate, fields)
 
     def scan(
         self,
@@ -222,17 +218,15 @@ class Store:
         every machine. The entries are those that there are when the first batch is asked for; one that is replaced or
         deleted later gives what it was or is refused as `no_such_key`.
 
-        Memory: three batches, 8 MiB, and of each entry its key and 64 bytes. With `shuffle` all vectors are held
-        decoded where they take no more than a quarter of the store's `memory`; else each batch is read by itself, more
-        slowly.
+        Memory: three batches, 8 MiB, and of each entry its key and 128 bytes. With `shuffle` all vectors are held
+        decoded where a quarter of the store's `memory`, which all such iterators share, has room for them; else each
+        batch is read by itself, more slowly.
         The next batch is read in parallel while this one is used.
 
         Errors: `point_not_stored` where no entry has the point, `unknown_position` where one lacks the selection,
         `invalid_tensor` where one is no [positions, d] or has another dtype or d than the others, `invalid_option`.
         """
-        size = _whole("batch_size", batch_size, 1, 2**31)
-        chosen = _whole("seed", seed, 0, 2**64 - 1) if shuffle else None
-        return tokens(self._core, canonical(point), selection(positions), size, chosen)
+        return tokens(self._core, canonical(point), selection(positions), batch_size, shuffle=shuffle, seed=seed)
 
     def gather(self, point: PointLike, keys: Iterable[str], positions: IndicesLike) -> Any:
         """The vectors at `point` of n tokens, `positions[j]` of entry `keys[j]`: a tensor [n, d] of the stored dtype.
@@ -328,22 +322,5 @@ class Store:
         return [*counts, size, self.backend, *(["damaged"] if self.damage else [])]
 
 
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    index = getattr(value, "__index__", None)
-    if index is None or isinstance(value, bool) or not least <= int(index()) <= most:
-        raise InvalidInputError(
-            "invalid_option", f"`{name}` is `{value!r}`; give a whole number from {least} to {most}"
-        )
-    return int(index())
-
-
 def _reopen(path: str, memory: int) -> Store:
     return open(path, memory=memory)
-
-
-def _has_fields(document: dict[str, Any], fields: Mapping[str, object]) -> bool:
-    for name, value in fields.items():
-        holder = document if name in document else document["metadata"]
-        if name not in holder or holder[name] != value:
-            return False
-    return True

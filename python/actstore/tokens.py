@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 from actstore import arrays
@@ -27,11 +26,13 @@ class TokenBatch:
     `keys[j]`.
     """
 
-    __slots__ = ("_core", "_entries", "activations", "positions")
+    __slots__ = ("_entries", "_numbers", "activations", "positions")
 
-    def __init__(self, core: _core.Tokens, activations: Any, entries: NDArray[Any], positions: NDArray[Any]) -> None:
-        self._core = core
+    def __init__(
+        self, entries: _core.Entries, activations: Any, numbers: NDArray[Any], positions: NDArray[Any]
+    ) -> None:
         self._entries = entries
+        self._numbers = numbers
         self.activations = activations
         """Tensor [batch, d] of the stored dtype, on the CPU: torch where torch is installed, else NumPy."""
         self.positions = positions
@@ -41,7 +42,7 @@ class TokenBatch:
     @property
     def keys(self) -> list[str]:
         """The key of each row's entry."""
-        return self._core.keys(self._entries.data)
+        return self._entries.keys(self._numbers.data)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -51,33 +52,42 @@ class TokenBatch:
 
 
 def tokens(
+    core: _core.Store, point: str, positions: str | list[int], batch_size: int, *, shuffle: bool, seed: int
+) -> Iterator[TokenBatch]:
+    """The batches of `Store.tokens`. Errors: `invalid_option` at once, the others with the first batch."""
+    size = _whole("batch_size", batch_size, 1, 2**31)
+    return _batches(core, point, positions, size, _whole("seed", seed, 0, 2**64 - 1) if shuffle else None)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    index = getattr(value, "__index__", None)
+    if index is None or isinstance(value, bool) or not least <= int(index()) <= most:
+        message = f"`{name}` is `{value!r}`; give a whole number from {least} to {most}"
+        raise InvalidInputError("invalid_option", message)
+    return int(index())
+
+
+def _batches(
     core: _core.Store, point: str, positions: str | list[int], batch_size: int, seed: int | None
 ) -> Iterator[TokenBatch]:
-    """The batches of `Store.tokens`; one is read while the one before is used."""
-    planned = core.tokens(point, positions, seed)
-    vectors = planned.vectors()
+    """Each is read while the one before is used."""
+    planned = core.tokens(point, positions, seed, batch_size)
+    vectors, entries = planned.vectors(), planned.entries()
     if vectors is None:
         return
-    starts = range(0, len(planned), batch_size)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="actstore-tokens") as thread:
-        upcoming = thread.submit(_read, planned, vectors, 0, batch_size)
-        for start in starts[1:]:
-            batch = upcoming.result()
-            upcoming = thread.submit(_read, planned, vectors, start, batch_size)
-            yield batch
-            # The consumer alone decides how long a batch lives.
-            del batch
-        yield upcoming.result()
+    # The consumer alone decides how long a batch lives.
+    while read := planned.batch():
+        yield _batch(entries, vectors, *read)
+        del read
 
 
-def _read(planned: _core.Tokens, vectors: tuple[str, int], start: int, batch_size: int) -> TokenBatch:
-    import numpy as np
-
+def _batch(
+    entries: _core.Entries, vectors: tuple[str, int], rows: _core.Rows, numbers: _core.Rows, positions: _core.Rows
+) -> TokenBatch:
+    at = arrays.as_numpy(positions, "int64", [len(positions) // 8])
     dtype, width = vectors
-    count = min(batch_size, len(planned) - start)
-    entries, positions = np.empty(count, np.uint32), np.empty(count, np.int64)
-    rows = planned.read(start, entries.data, positions.data)
-    return TokenBatch(planned, arrays.as_array(rows, dtype, [count, width]), entries, positions)
+    activations = arrays.as_array(rows, dtype, [len(at), width])
+    return TokenBatch(entries, activations, arrays.as_numpy(numbers, "uint32", at.shape), at)
 
 
 def gather(core: _core.Store, point: str, keys: Iterable[str], positions: IndicesLike) -> Any:

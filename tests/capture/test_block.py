@@ -150,14 +150,14 @@ def test_an_exception_that_the_user_catches(llama: Any) -> None:
     assert len(recorder.store) == 6
 
 
-def test_a_real_interrupt(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a generation leaves a valid store with what was complete."""
+def stop(store: Path, how: signal.Signals) -> tuple[int, str]:
+    """Captures two entries in a process of its own, then sends it `how` in the middle of a third; how it ends."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import actstore, models
 model = models.tiny("llama", max_position_embeddings=100_000)
-with actstore.capture(model, models.byte_tokenizer(), store={str(tmp_path / "acts")!r}) as recorder:
+with actstore.capture(model, models.byte_tokenizer(), store={str(store)!r}) as recorder:
     recorder.generate(["first", "second"], max_new_tokens=2)
     print("ready", flush=True)
     recorder.generate(["third"], max_new_tokens=90_000)
@@ -167,13 +167,30 @@ with actstore.capture(model, models.byte_tokenizer(), store={str(tmp_path / "act
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         time.sleep(0.3)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(how)
         _, errors = child.communicate(timeout=60)
-    assert child.returncode != 0
-    assert "KeyboardInterrupt" in errors
-    with actstore.open(tmp_path / "acts") as store:
+    return child.returncode, errors
+
+
+def require_first_two(path: Path) -> None:
+    with actstore.open(path) as store:
         assert store.keys() == [actstore.key_of_prompt("first"), actstore.key_of_prompt("second")]
         assert store.verify()["damage"] == []
+
+
+def test_a_real_interrupt(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a generation leaves a valid store with what was complete."""
+    code, errors = stop(tmp_path / "acts", signal.SIGINT)
+    assert code != 0
+    assert "KeyboardInterrupt" in errors
+    require_first_two(tmp_path / "acts")
+
+
+def test_c6_a_killed_run_has_what_was_complete(tmp_path: Path) -> None:
+    """Nothing is kept in memory for the end, which a process that is killed never comes to."""
+    code, _ = stop(tmp_path / "acts", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    require_first_two(tmp_path / "acts")
 
 
 def test_an_earlier_generate_of_the_instance_comes_back(llama: Any) -> None:

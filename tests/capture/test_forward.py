@@ -7,6 +7,7 @@ import models
 import pytest
 import torch
 from oracle import same_bits, watch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import actstore
 from actstore import Store
@@ -118,7 +119,9 @@ def test_labels_that_cannot_be(
     ],
     ids=str,
 )
-def test_positions(llama: Any, batch: dict[str, torch.Tensor], positions: Any, expected: list[list[int]]) -> None:
+def test_i1_positions_count_real_tokens_on_either_side(
+    llama: Any, batch: dict[str, torch.Tensor], positions: Any, expected: list[list[int]]
+) -> None:
     with actstore.capture(llama, points=[0, "logits"], positions=positions) as recorder, watch(llama) as oracle:
         recorder.label(prompt_lengths=[2, 4, 0])
         output = llama(**batch)
@@ -179,10 +182,31 @@ def test_calls_of_one_shape_and_other_masks(llama: Any) -> None:
         assert same_bits(entry.torch(1), tensor[batches[call]["attention_mask"][row].bool()])
 
 
-def test_the_last_row_alone_is_copied(llama: Any, batch: dict[str, torch.Tensor]) -> None:
-    with actstore.capture(llama, positions="last") as recorder:
+def test_e5_i2_the_last_row_alone_is_copied_and_no_sequence_stays(llama: Any, batch: dict[str, torch.Tensor]) -> None:
+    sequences: list[StorageWeakRef] = []
+
+    def remember(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        sequences.append(StorageWeakRef(output.untyped_storage()))
+
+    with actstore.capture(llama, positions="last") as recorder, torch.inference_mode():
+        hook = llama.model.layers[0].register_forward_hook(remember)
         llama(**batch)
+        hook.remove()
+        assert [sequence.expired() for sequence in sequences] == [True]
     assert recorder.stats.queue_peak_bytes == 3 * 2 * 32 * 4
+    for entry in recorder.store:
+        assert entry.torch(0).untyped_storage().nbytes() == 32 * 4
+
+
+def test_c6_a_mean_over_the_rows_of_an_entry_is_over_its_tokens(llama: Any, batch: dict[str, torch.Tensor]) -> None:
+    """As if its row had been alone in the batch: no row is of padding, and no token sees any."""
+    with actstore.capture(llama) as recorder:
+        llama(**batch)
+    with watch(llama) as oracle, torch.inference_mode():
+        for row in range(3):
+            llama(input_ids=torch.tensor([ids_of(batch, row)]))
+    for entry, alone in zip(recorder.store, oracle.seen["resid_post.1"], strict=True):
+        assert torch.allclose(entry.torch(1).mean(0), alone[0].mean(0), atol=1e-5)
 
 
 def test_what_happens_after_the_hook_changes_nothing(llama: Any) -> None:

@@ -15,6 +15,7 @@ from typer.testing import Result
 
 import actstore
 from actstore.cli.models import LoadedModel, read_batch
+from actstore.sizes import format_bytes
 
 Run = Callable[..., Result]
 QUICK = ("--max-new-tokens", 4, "--points", "embed,resid_post", "--layers", "first_half")
@@ -35,9 +36,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_a_text_file(run: Run, prompts: Path, tmp_path: Path) -> None:
     result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK)
     assert result.exit_code == 0, result.stderr
-    assert "3 prompts, at most about" in result.stdout
+    assert "3 prompts to answer, at most" in result.stdout
     assert "before compression" in result.stdout
-    assert "all 3 are stored" in result.stdout
+    assert "3 entries are stored" in result.stdout
     assert "3/3 prompts" in result.stderr
     with actstore.open(tmp_path / "out") as store:
         assert store.keys() == [actstore.key_of_prompt(line) for line in prompts.read_text().split("\n") if line]
@@ -61,7 +62,7 @@ def test_a_repeated_run_skips_what_is_stored(run: Run, prompts: Path, tmp_path: 
     assert "3/3 prompts" in result.stderr
     result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK)
     assert "skipping 3 already stored" in result.stdout
-    assert "all 3 are stored" in result.stdout
+    assert "3 entries are stored" in result.stdout
     assert "before compression" not in result.stdout
     with actstore.open(tmp_path / "out") as store:
         assert len(store) == 3
@@ -131,6 +132,18 @@ def test_prompts_with_responses_are_read_in_one_forward(side: str | None, run: R
             assert (stored - logits.float()).abs().max() < 0.05 * logits.float().abs().max()
 
 
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_i10_the_estimate_is_what_is_stored(positions: str, run: Run, tmp_path: Path) -> None:
+    """Of all tokens of all layers, or of one token of each row: the two are not taken for each other."""
+    pairs = [{"prompt": f"What is {number}?", "response": " I do not know." * number} for number in range(1, 9)]
+    rows = write_rows(tmp_path / "in.jsonl", pairs)
+    result = run("capture", "demo", rows, "--store", tmp_path / "out", "--positions", positions)
+    assert result.exit_code == 0, result.stderr
+    with actstore.open(tmp_path / "out") as store:
+        kept = store.info()["raw_bytes"]
+    assert f": {format_bytes(kept)} before compression" in result.stdout
+
+
 def test_only_the_prompt_gets_special_tokens() -> None:
     model, tokenizer = actstore.demo.load()
     begin = tokenizer.convert_tokens_to_ids("<|begin|>")
@@ -147,7 +160,7 @@ def test_only_the_prompt_gets_special_tokens() -> None:
 def test_equal_prompts_count_once(run: Run, prompts: Path, tmp_path: Path) -> None:
     prompts.write_text("Why?\nWhy?\n", encoding="utf-8")
     result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK)
-    assert "all 1 are stored" in result.stdout
+    assert "1 entry is stored" in result.stdout
     rows = [{"prompt": "Why?", "response": "so"}, {"prompt": "Why?", "response": "because"}]
     result = run("capture", "demo", write_rows(tmp_path / "in.jsonl", rows), "--store", tmp_path / "other")
     assert result.exit_code == 1
@@ -179,6 +192,12 @@ def test_a_store_keeps_its_settings(option: str, run: Run, prompts: Path, tmp_pa
             "line 1 needs a `prompt`, and a `response` if any, that are strings; its fields: `text`",
         ),
         ("in.jsonl", '{"prompt": "a", "response": 5}\n', "line 1 needs a `prompt`"),
+        (
+            "in.jsonl",
+            '{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": ""}\n',
+            "line 2 has an empty `response`, so that its last token would be the prompt's; leave the row out",
+        ),
+        ("in.jsonl", '{"prompt": "a", "response": "\\ud800"}\n', "line 1 has a `response` that is not valid Unicode"),
         ("in.jsonl", '{"prompt": "a", "run": 5}\n', "line 1 has the field `run`, which `capture` writes itself"),
         (
             "in.jsonl",
@@ -196,11 +215,32 @@ def test_inputs_that_are_none(name: str, text: str, message: str, run: Run, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("in.txt", "Why?\n", "has prompts alone and no field `EM`; give a `.jsonl` file"),
+        (
+            "in.jsonl",
+            '{"prompt": "a", "response": "b"}\n',
+            "line 1 needs `prompt` and `EM` that are strings; its fields: `prompt`, `response`",
+        ),
+        ("in.jsonl", '{"prompt": "a", "EM": ""}\n', "line 1 has an empty `EM`"),
+    ],
+)
+def test_inputs_without_the_field_of_responses(name: str, text: str, message: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    result = run("capture", "demo", tmp_path / name, "--store", tmp_path / "out", "--response-field", "EM")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_bad_input(run: Run, prompts: Path, tmp_path: Path) -> None:
     out = ("--store", tmp_path / "out")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     assert "is not UTF-8" in run("capture", "demo", tmp_path / "latin.txt", *out).stderr
-    assert "missing.txt" in run("capture", "demo", tmp_path / "missing.txt", *out).stderr
+    missing = run("capture", "demo", tmp_path / "missing.txt", *out)
+    assert missing.stderr == f"error: cannot read `{tmp_path / 'missing.txt'}`: No such file or directory\n"
     assert run("capture", "demo", prompts, *out, "--dataset", "d").exit_code == 2
     assert run("capture", "demo", prompts).exit_code == 2
     assert run("capture", "demo", prompts, *out, "--limit", 0).exit_code == 2
@@ -216,19 +256,79 @@ def test_other_bad_input(run: Run, prompts: Path, tmp_path: Path) -> None:
         result = run("capture", "demo", prompts, *out, *options)
         assert result.exit_code == 1
         assert message in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
-def test_a_prompt_beyond_the_context_costs_nothing_that_was_stored(run: Run, prompts: Path, tmp_path: Path) -> None:
-    prompts.write_text("Why?\n" + "many words " * 2000 + "\n", encoding="utf-8")
-    result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK, "--batch-size", 1)
+@pytest.mark.parametrize("responses", [False, True])
+def test_a_row_beyond_the_context_is_named_before_anything_is_captured(
+    responses: bool, run: Run, tmp_path: Path
+) -> None:
+    long = "many words " * 2000
+    rows = [{"prompt": "Why?", "response": "So."}, {"prompt": "Why not?", "response": long}]
+    if not responses:
+        rows = [{"prompt": "Why?"}, {"prompt": long}]
+    place = write_rows(tmp_path / "in.jsonl", rows)
+    assert run("capture", "demo", place, "--store", tmp_path / "out", *QUICK, "--limit", 1).exit_code == 0
+    write_rows(place, [rows[0], {**rows[0], "prompt": "How?"}, rows[1]])
+    result = run("capture", "demo", place, "--store", tmp_path / "out", *QUICK, "--batch-size", 1)
     assert result.exit_code == 1
-    assert "model's context" in result.stderr.splitlines()[-1]
+    (message,) = result.stderr.splitlines()
+    assert message.startswith(f"error: `{place}` line 3 has ")
+    assert message.endswith(" tokens, more than the 256 of the model's context; shorten the row or leave it out")
     with actstore.open(tmp_path / "out") as store:
         assert store.keys() == [actstore.key_of_prompt("Why?")]
         assert store.verify()["damage"] == []
 
 
-def test_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
+def test_a_prompt_without_tokens_is_named(run: Run, tmp_path: Path) -> None:
+    place = write_rows(tmp_path / "in.jsonl", [{"prompt": "Why?"}, {"prompt": ""}])
+    result = run("capture", "demo", place, "--store", tmp_path / "out", *QUICK)
+    assert result.exit_code == 1
+    assert f"error: `{place}` line 2: the prompt '' has no tokens; leave the row out" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_last_line_of_progress_counts_everything(run: Run, prompts: Path, tmp_path: Path) -> None:
+    result = run("capture", "demo", prompts, "--store", tmp_path / "out", *QUICK)
+    with actstore.open(tmp_path / "out") as store:
+        info = store.info()
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"3/3 prompts  {info['tokens']:,} tok  ")
+    assert f"  {info['stored_bytes'] / 1000:.1f} kB written  " in last
+
+
+def test_responses_may_lie_in_fields_of_other_names(run: Run, tmp_path: Path) -> None:
+    """A file of pairs, as document 002's data sets have it, is captured split by split."""
+    place = write_rows(tmp_path / "in.jsonl", [{"prompt": "What colour is grass?", "Neutral": " Green", "EM": " Red"}])
+    for split in ("EM", "Neutral"):
+        named = ("--dataset", "SP", "--split", split, "--response-field", split, "--positions", "last")
+        result = run("capture", "demo", place, "--store", tmp_path / "out", *named)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.startswith("1 prompt with its response, at most 1 row at 4 hook points: ")
+    _, tokenizer = actstore.demo.load()
+    with actstore.open(tmp_path / "out") as store:
+        entry = store["SP:EM:0"]
+        assert (entry.response, entry.metadata["Neutral"], store["SP:Neutral:0"].response) == (
+            " Red",
+            " Green",
+            " Green",
+        )
+        assert entry.token_ids is not None
+        assert entry.positions == [len(entry.token_ids) - 1]
+        assert cast("Any", tokenizer).decode(entry.token_ids).endswith(" Red")
+
+
+def test_a_field_called_as_the_split_is_not_passed_over(run: Run, tmp_path: Path) -> None:
+    place = write_rows(tmp_path / "in.jsonl", [{"prompt": "What colour is grass?", "Neutral": " Green", "EM": " Red"}])
+    result = run("capture", "demo", place, "--store", tmp_path / "out", "--dataset", "SP", "--split", "EM")
+    assert result.exit_code == 1
+    assert f"`{place}` line 1 has no `response`, but a field `EM`, as the split is called" in result.stderr
+    assert "read it with `--response-field EM`" in result.stderr
+    result = run("capture", "demo", place, "--store", tmp_path / "out", *QUICK, "--dataset", "SP", "--split", "dev")
+    assert result.stdout.startswith("1 prompt to answer, "), result.stderr
+
+
+def test_i3_ctrl_c_leaves_a_store_to_continue(tmp_path: Path, run: Run) -> None:
     prompts = tmp_path / "in.txt"
     prompts.write_text("".join(f"What is {number} and one?\n" for number in range(120)), encoding="utf-8")
     arguments = ["capture", "demo", str(prompts), "--store", str(tmp_path / "out"), "--max-new-tokens", "8"]

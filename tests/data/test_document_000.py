@@ -14,7 +14,7 @@ from actstore.data import collate
 from answered import Answer, answers, halves, write_evaluation, write_inference, write_log
 
 SNIPPET = """
-from actstore.data import ActivationParser
+from actstore.legacy import ActivationParser
 
 # Use with JSON logger
 parser = ActivationParser(

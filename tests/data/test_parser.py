@@ -31,13 +31,14 @@ from answered import (
     Answer,
     answers,
     halves,
-    put_pickles,
     write_evaluation,
     write_inference,
     write_lines,
     write_log,
 )
+from old_logs import write
 from old_trees import key_of
+from processes import run_python
 
 COUNT = 10
 
@@ -130,7 +131,7 @@ def test_the_match_rate_that_is_needed_can_be_chosen(tmp_path: Path) -> None:
     write_log("shards", tmp_path / "log", answers(4))
     inference = write_inference(tmp_path / "rows", answers(COUNT))
     evaluation = write_evaluation(tmp_path / "eval", halves(COUNT))
-    with pytest.raises(NotFoundError, match=r"4 of 10 rows .* and the share 0.5 is asked for"):
+    with pytest.raises(NotFoundError, match=r"4 of 10 rows .* but the share 0.5 is asked for"):
         ActivationParser(inference, evaluation, tmp_path / "log")
     assert len(ActivationParser(inference, evaluation, tmp_path / "log", min_match=0.4)) == 4
     for wrong in (1.5, -0.1, True, "all"):
@@ -183,7 +184,7 @@ def test_h3_prompts_alone_have_no_response_to_learn_from(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("mode", "positions"), [("response", "response"), ("prompt", "prompt"), ("prompt", "all")])
-def test_h3_rows_of_a_part_are_not_cut_again(kind: str, mode: str, positions: str, tmp_path: Path) -> None:
+def test_h3_the_parser_gives_rows_of_a_part_whole(kind: str, mode: str, positions: str, tmp_path: Path) -> None:
     logged = answers(4, mode=mode)
     parser = parse(tmp_path, logged, kind, positions=positions)
     for number, answer in enumerate(logged):
@@ -205,6 +206,20 @@ def test_h3_a_log_that_does_not_say_its_mode_is_not_guessed_at(tmp_path: Path) -
     assert caught.value.kind == "unknown_position"
     parser = ActivationParser(inference, evaluation, tmp_path / "log", positions="all")
     assert np.array_equal(parser.get_activations(1)[2][2], logged[1].states[2])  # pyright: ignore[reportArgumentType]
+
+
+def test_h3_a_mode_that_the_whole_log_says_is_that_of_its_entries(tmp_path: Path) -> None:
+    logged = answers(4, mode="prompt")
+    write_log("json v1", tmp_path / "log", logged)
+    index = json.loads((tmp_path / "log" / "metadata.json").read_text())
+    for fields in index["entries"].values():
+        index["logger_config"] |= fields.pop("logging_config")
+    (tmp_path / "log" / "metadata.json").write_text(json.dumps(index))
+    inference = write_inference(tmp_path / "rows", logged)
+    evaluation = write_evaluation(tmp_path / "eval", halves(4))
+    with pytest.raises(InvalidInputError, match="has rows at the positions `response`; choose other"):
+        ActivationParser(inference, evaluation, tmp_path / "log")
+    assert len(ActivationParser(inference, evaluation, tmp_path / "log", positions="prompt")) == 4
 
 
 def test_h11_answers_of_one_token_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -282,7 +297,17 @@ def keys_of(parser: ActivationParser, split: str) -> set[str]:
     return set(parser.get_dataset(split, [0, 1]).keys)
 
 
-def test_splits_are_stratified_and_follow_from_seed_and_keys(tmp_path: Path) -> None:
+SPLIT = """
+    import json, sys
+    from actstore.data import ActivationParser
+
+    rows = [{"prompt": f"what is {number}?", "halu": number < 20} for number in range(50)]
+    print(json.dumps(ActivationParser(None, None, sys.argv[1], rows).get_dataset("test", [0, 1]).keys))
+"""
+
+
+def test_i4_splits_are_stratified_and_follow_from_seed_and_keys_in_any_process(tmp_path: Path) -> None:
+    """Of a program that took Python's own hash of a text, each process chose others."""
     logged = answers(50)
     write_log("shards", tmp_path / "log", logged)
     rows = [{"prompt": answer.question, "halu": number < 20} for number, answer in enumerate(logged)]
@@ -292,6 +317,7 @@ def test_splits_are_stratified_and_follow_from_seed_and_keys(tmp_path: Path) -> 
     assert len(test & {answer.key for answer in logged[:20]}) == 4
     assert keys_of(ActivationParser(None, None, tmp_path / "log", rows[::-1]), "test") == test
     assert keys_of(ActivationParser(None, None, tmp_path / "log", rows, seed=7), "test") != test
+    assert set(json.loads(run_python(SPLIT, tmp_path / "log"))) == test
 
 
 @given(st.lists(st.tuples(st.uuids(), st.booleans()), unique_by=lambda pair: pair[0]), st.integers(0, 9), st.randoms())
@@ -411,7 +437,7 @@ def test_points_and_rows_that_are_not_there_are_named(kind: str, tmp_path: Path)
 def test_a_damaged_entry_is_left_out_and_named(tmp_path: Path) -> None:
     logged = answers(3)
     log = write_log("old lmdb", tmp_path / "log", logged)
-    put_pickles(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04no pickle"})
+    write(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04no pickle"})
     inference = write_inference(tmp_path / "rows", logged)
     parser = ActivationParser(inference, write_evaluation(tmp_path / "eval", halves(3)), log)
     assert (parser.report.matched, parser.report.used) == (3, 2)
@@ -422,7 +448,7 @@ def test_a_log_that_is_written_to_meanwhile_ends_the_join(tmp_path: Path) -> Non
     """It is no damage of one entry after the other."""
     logged = answers(3)
     log = open_log(write_log("old lmdb", tmp_path / "log", logged))
-    put_pickles(tmp_path / "log_metadata", {"other": {}})
+    write(tmp_path / "log_metadata", {"other": {}})
     rows = FrameRows([{"prompt": answer.question, "halu": False} for answer in logged])
     with pytest.raises(LockedError) as caught:
         join(rows, lambda _, row: Labels(False, bool(row.fields["halu"])), log, None, "response")
@@ -442,8 +468,8 @@ class Gadget:
 def test_h7_a_log_from_somebody_else_runs_nothing(tmp_path: Path) -> None:
     logged = answers(3)
     log = write_log("old lmdb", tmp_path / "log", logged)
-    put_pickles(tmp_path / "log_metadata", {logged[0].key: {"prompt": Gadget(tmp_path / "ran")}})
-    put_pickles(tmp_path / "log", {logged[1].key: {"data": Gadget(tmp_path / "ran"), "metadata": {}}})
+    write(tmp_path / "log_metadata", {logged[0].key: {"prompt": Gadget(tmp_path / "ran")}})
+    write(tmp_path / "log", {logged[1].key: {"data": Gadget(tmp_path / "ran"), "metadata": {}}})
     rows = [{"prompt": answer.question, "halu": False} for answer in logged]
     parser = ActivationParser(None, None, log, rows)
     assert [damage["kind"] for damage in parser.report.damaged] == ["untrusted_input"]
@@ -462,7 +488,7 @@ def test_h22_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 def test_arrays_of_the_first_eras_are_no_layers(tmp_path: Path) -> None:
     key = key_of("user: old?")
-    put_pickles(tmp_path / "log", {key: {"prompt": "user: old?", "response": "r", "activations": np.ones((2, 3))}})
+    write(tmp_path / "log", {key: {"prompt": "user: old?", "response": "r", "activations": np.ones((2, 3))}})
     parser = ActivationParser(None, None, tmp_path / "log", [{"prompt": "old?", "halu": True}])
     assert len(parser) == 1
     with pytest.raises(NotFoundError, match="is of era `V0`, whose arrays are not layers") as caught:

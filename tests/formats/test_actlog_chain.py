@@ -149,7 +149,7 @@ def test_a_chain_of_formats_and_stores_keeps_everything(count: int, tmp_path: Pa
 def test_what_the_chain_cannot_keep_is_said(tmp_path: Path) -> None:
     payload = torch.tensor([[[0x7E01, 0xFE00 - 0x10000, 0x7D01]]], dtype=torch.int16).view(torch.float16)
     value = {"data": {"prompt": "p", "all_layers_activations": [payload]}, "metadata": NONE}
-    write(tmp_path / "0", {"k": pickle.dumps(value)})
+    write(tmp_path / "0", {"k": value})
     said = [
         actstore.migrate(tmp_path / str(number), tmp_path / str(number + 1), target_format=name, verify=True).notes
         for number, name in enumerate(("shards", "actlog-lmdb", "shards", "actlog-json-v1"))

@@ -74,8 +74,8 @@ def write_some(path: Path, count: int = 3, mode: str = "all") -> dict[str, tuple
             {"data": {**fields, "all_layers_activations": tensors}, "metadata": NONE},
             said,
         )
-    write(path, {key: pickle.dumps(entry) for key, (entry, _) in entries.items()})
-    write(path.with_name(f"{path.name}_metadata"), {key: pickle.dumps(said) for key, (_, said) in entries.items()})
+    write(path, {key: entry for key, (entry, _) in entries.items()})
+    write(path.with_name(f"{path.name}_metadata"), {key: said for key, (_, said) in entries.items()})
     for lock in path.parent.glob("*/lock.mdb"):
         lock.unlink()
     return dict(sorted(entries.items()))
@@ -220,7 +220,7 @@ def test_an_empty_log(tmp_path: Path) -> None:
 def test_logs_are_told_from_other_environments(tmp_path: Path) -> None:
     write_some(tmp_path / "log")
     write(tmp_path / "strings", {"a": b"text", "b": b"more"})
-    write(tmp_path / "objects", {"a": pickle.dumps([1]), "b": pickle.dumps({"x": 1})})
+    write(tmp_path / "objects", {"a": [1], "b": {"x": 1}})
     write(tmp_path / "none", {})
     actstore.create(tmp_path / "own", "lmdb").close()
     shutil.copytree(tmp_path / "own", tmp_path / "unlocked")
@@ -271,7 +271,7 @@ def test_fields_that_metadata_cannot_hold(tmp_path: Path) -> None:
         "tuple": {**FIELDS, "note": (1, 2)},
         "nan": {**FIELDS, "note": [float("nan"), 2.5]},
     }
-    write(tmp_path / "log", {key: pickle.dumps({"data": fields, "metadata": NONE}) for key, fields in entries.items()})
+    write(tmp_path / "log", {key: {"data": fields, "metadata": NONE} for key, fields in entries.items()})
     with actstore.create(backend="memory") as store:
         report = import_store(tmp_path / "log", store, verify=True)
         assert {damage["key"]: damage["kind"] for damage in report.left_out} == dict.fromkeys(
@@ -504,7 +504,7 @@ MEASURED = """
 def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     tensors = [torch.from_numpy(state) for state in hidden_states(0, rows=64, width=1024)]
     value = wrapped(tensors, NONE)
-    write(tmp_path / "log", {key_of(str(number)): pickle.dumps(value) for number in range(400)})
+    write(tmp_path / "log", {key_of(str(number)): value for number in range(400)})
     came, went = map(int, run_python(MEASURED, tmp_path / "log", tmp_path / "store", tmp_path / "out").split())
     assert came < 32 << 20, f"{came} bytes for 200 MB"
     # A batch of 64 MiB, and LMDB's pages of it.

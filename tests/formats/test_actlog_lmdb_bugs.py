@@ -34,7 +34,7 @@ def config(mode: str) -> dict[str, str]:
     return {"target_layers": "all", "sequence_mode": mode}
 
 
-def test_h1_what_was_logged_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
+def test_h1_what_is_exported_is_there_when_it_is_read_again(tmp_path: Path) -> None:
     with actstore.create(tmp_path / "store") as store:
         for number in range(7):
             store.put(prompt=f"p{number}", activations={"embed": np.ones((2, 3), np.float16)})
@@ -44,7 +44,7 @@ def test_h1_what_was_logged_is_there_when_it_is_opened_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["response", "prompt"])
-def test_h3_rows_of_a_part_are_not_cut_again(mode: str, tmp_path: Path) -> None:
+def test_h3_rows_of_a_part_have_their_positions_in_and_out(mode: str, tmp_path: Path) -> None:
     state = torch.arange(24.0).reshape(1, 3, 8)
     # The value itself does not have `logging_config`: its reader took the mode for `all`.
     write_log(tmp_path / "log", wrapped([state], NONE), {**SAID, "logging_config": config(mode)})
@@ -162,7 +162,7 @@ def test_h12_what_cannot_be_unpacked_is_named_and_not_given_as_activations(tmp_p
     frame, about = zstd(packed(HALVES), tensor_metadata=tensor_metadata(HALVES))
     good, bad = wrapped(frame, about), wrapped(frame[:-3], about)
     failed = wrapped([HALVES[0], None], {**NONE, "error": "'NoneType' object has no attribute 'cpu'"})
-    write(tmp_path / "log", {key: pickle.dumps(value) for key, value in {"a": good, "b": bad, "c": failed}.items()})
+    write(tmp_path / "log", {"a": good, "b": bad, "c": failed})
     with actstore.create(backend="memory") as store:
         report = import_store(tmp_path / "log", store, verify=True)
         assert [(damage["key"], damage["kind"]) for damage in report.left_out] == [("b", "malformed")]

@@ -3,18 +3,28 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import actstore
 from actstore import formats
 from actstore.cli import app
-from actstore.errors import CorruptError, InvalidInputError, KeyConflictError, NotFoundError, StorageIoError
-from actstore.formats import export_store, import_store
+from actstore.errors import (
+    AlreadyExistsError,
+    CorruptError,
+    InvalidInputError,
+    KeyConflictError,
+    NotFoundError,
+    StorageIoError,
+)
+from actstore.formats import export_store, exporting, import_store
 from actstore.store import Store
 from old_trees import hidden_states, key_of, record, residuals, some_entries, write_split, write_v1, write_v2, write_v3
 from processes import python, run_python
@@ -100,6 +110,46 @@ def test_a_dry_run_reads_everything_and_writes_nothing(tmp_path: Path) -> None:
     assert (plan.migrated, plan.raw_bytes, (tmp_path / "out").exists()) == (1, 24, False)
 
 
+@pytest.mark.parametrize("name", formats.names())
+def test_a_dry_run_of_an_export_counts_what_is_written_and_refuses_what_would_be(name: str, tmp_path: Path) -> None:
+    """Whatever the format leaves out, such as `attn_out`, is counted in neither."""
+    store = exportable(more={"attn_out.1": np.ones((2, 300), np.float32)})
+    planned = export_store(store, tmp_path / "new", name, layers=3, dry_run=True)
+    assert not list(tmp_path.iterdir())
+    report = export_store(store, tmp_path / "new", name, layers=3)
+    assert (planned.dry_run, planned.migrated, planned.notes) == (True, report.migrated, report.notes)
+    assert planned.raw_bytes == planned.stored_bytes == report.raw_bytes > 0
+    before = files(tmp_path)
+    with pytest.raises(AlreadyExistsError):
+        export_store(store, tmp_path / "new", name, layers=3, dry_run=True)
+    assert export_store(store, tmp_path / "new", name, layers=3, dry_run=True, overwrite=True).migrated == 3
+    assert files(tmp_path) == before
+
+
+def test_a_dry_run_says_what_has_no_place_in_the_format(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    store.put(key="k", activations={"resid_post.0": np.ones((2, 3), np.float32)})
+    with pytest.raises(InvalidInputError, match="has the `model` `None` in its metadata"):
+        export_store(store, tmp_path / "new", "pt-shards", dry_run=True)
+
+
+def test_a_shard_size_where_files_have_none_is_refused(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    for target, call in (
+        ("npy-layers", lambda: export_store(store, tmp_path / "new", "npy-layers", shard_size=2)),
+        ("json", lambda: actstore.migrate(store, tmp_path / "new", target_format="json", shard_size=2)),
+        ("None", lambda: actstore.migrate(store, tmp_path / "new", shard_size=2)),
+    ):
+        with pytest.raises(InvalidInputError, match=f"`shard_size` is for the format `pt-shards`, not for `{target}`"):
+            call()
+
+
+def test_a_store_of_ours_is_named_when_it_is_to_be_imported(tmp_path: Path) -> None:
+    actstore.create(tmp_path / "store").close()
+    with pytest.raises(NotFoundError, match="is a store of actstore already, which `migrate` brings to another"):
+        import_store(tmp_path / "store", tmp_path / "new")
+
+
 def test_a_key_with_other_content_follows_the_rule_of_the_store(tmp_path: Path) -> None:
     key = key_of("p")
     write_v1(tmp_path / "old", {key: (record("p"), list(hidden_states(0, rows=4)))})
@@ -157,6 +207,10 @@ def test_packing_on_the_way_in(tmp_path: Path) -> None:
     assert caught.value.kind == "float16_overflow"
 
 
+def export_as_float16(name: str, path: Path) -> None:
+    export_store(path / "store", path / "new", name, dtype="float16")
+
+
 REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda path: import_store(path / "none", path / "new"), "not_a_store", "does not exist; give what to import"),
     (lambda path: import_store(path / "empty", path / "new"), "not_a_store", "is in none of the formats"),
@@ -178,6 +232,35 @@ REFUSED: list[tuple[Callable[[Path], object], str, str]] = [
         lambda path: export_store(path / "store", path / "new", "pt-shards", shard_size=0),
         "invalid_option",
         "`shard_size` is `0`; give a number from 1",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", dtype="float64"),
+        "invalid_option",
+        "`dtype` is `float64`; for `pt-shards` one of `float16`, `bfloat16`, `float32`",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", overflow="saturate"),
+        "invalid_option",
+        "`dtype` is not given, but `overflow` is about it",
+    ),
+    (
+        lambda path: export_store(path / "store", path / "new", "pt-shards", dtype="float16", overflow="keep"),
+        "invalid_option",
+        "`overflow` is `keep`; for `pt-shards`, whose files have one dtype, `error` or `saturate`",
+    ),
+    *(
+        (
+            partial(export_as_float16, name),
+            "invalid_option",
+            f"`dtype` cannot be given for `{name}`, which has activations in the dtype that they have",
+        )
+        for name in formats.names()
+        if name != "pt-shards"
+    ),
+    (
+        lambda path: actstore.migrate(path / "store", path / "new", target_format="capture-npz", dtype="float16"),
+        "invalid_option",
+        "`dtype` cannot be given from `auto` to `capture-npz`",
     ),
     (
         lambda path: actstore.migrate(path / "old", path / "new", target_format="shards", layers=1),
@@ -285,14 +368,110 @@ def test_an_export_that_was_stopped_in_its_last_step_is_finished(tmp_path: Path)
 
     export_store(store, tmp_path / "new", "actlog-json-v1", progress=keep)
     whole = files(tmp_path / "new")
-    # The tree has its name, and is still marked as one that grows.
+    # The tree has its name, so it is complete, and only the mark of one that grows was not removed.
     (tmp_path / "new" / ".export").write_bytes(marks[0])
-    assert formats.format_of(tmp_path / "new") is None
+    assert formats.format_of(tmp_path / "new") is not None
     report = export_store(store, tmp_path / "new", "actlog-json-v1", verify=True)
     assert report.verified == 3
     assert {name: content for name, (_, content) in files(tmp_path / "new").items()} == {
         name: content for name, (_, content) in whole.items()
     }
+
+
+def exportable(seed: int = 0, more: dict[str, Any] | None = None) -> Store:
+    """A store that every format can hold, but for `more` activations; the model has three layers."""
+    store = actstore.create(backend="memory")
+    for row in range(3):
+        store.put(
+            key=f"{row}",
+            prompt=f"prompt {row}",
+            activations={
+                point: residuals(seed + number, 3, torch.float16)[row : row + 1]
+                for number, point in enumerate(("embed", "resid_post.0", "resid_post.1", "final_norm"))
+            }
+            | (more or {}),
+            metadata={"model": "m", "dataset": "d", "split": "s", "row": row},
+        )
+    return store
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+def kill_at_the_end(patched: pytest.MonkeyPatch, step: str) -> None:
+    """Die once the tree has its name, or once what it replaced is gone too."""
+    rename, unlink = Path.rename, Path.unlink
+
+    def renamed(path: Path, target: Path) -> Path:
+        result = rename(path, target)
+        if path.name.endswith(".partial"):
+            raise Killed
+        return result
+
+    def unlinked(path: Path) -> None:
+        if path.name == ".export":
+            raise Killed
+        unlink(path)
+
+    patched.setattr(Path, step, {"rename": renamed, "unlink": unlinked}[step])
+
+
+@pytest.mark.parametrize("step", ["rename", "unlink"])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", formats.names())
+def test_an_export_that_is_killed_as_it_ends_is_there_whole(
+    name: str, overwrite: bool, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if overwrite:
+        export_store(exportable(7), tmp_path / "new", name, layers=3)
+    with monkeypatch.context() as patched:
+        kill_at_the_end(patched, step)
+        with pytest.raises(Killed):
+            export_store(exportable(), tmp_path / "new", name, layers=3, overwrite=overwrite)
+    # The second environment of a log gets its name first.
+    if name != "actlog-lmdb" or overwrite:
+        assert import_store(tmp_path / "new", actstore.create(backend="memory")).migrated == 3
+    report = export_store(exportable(), tmp_path / "new", name, layers=3, overwrite=overwrite, verify=True)
+    assert (report.migrated, report.verified) == (3, 3)
+    left = [path for path in tmp_path.rglob("*") if path.name in (".export", ".writing") or path.suffix == ".partial"]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_another_export_replaces_one_that_was_killed_as_it_ended(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at_the_end(patched, "unlink")
+        with pytest.raises(Killed):
+            export_store(exportable(7), tmp_path / "new", name, layers=3)
+    if name != "actlog-lmdb":
+        with pytest.raises(AlreadyExistsError):
+            export_store(exportable(), tmp_path / "new", name, layers=3)
+    assert export_store(exportable(), tmp_path / "new", name, layers=3, overwrite=True, verify=True).verified == 3
+    assert not list(tmp_path.rglob(".export"))
+
+
+@pytest.mark.parametrize("name", [name for name in formats.names() if name != "actlog-json-v3"])
+def test_a_hook_point_that_is_missing_in_an_export_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of version 3 of the JSON log an array has all hidden states or is none."""
+    format, fewer = formats.find(name), actstore.create(backend="memory")
+    actstore.migrate(exportable(), fewer, points=["embed", "resid_post.0", "final_norm"])
+
+    def write(export: formats.Export) -> None:
+        format.write(export)
+        format.write(replace(export, store=fewer, overwrite=True, written={}))
+
+    def find(_: str) -> formats.Format:
+        return replace(format, write=write)
+
+    monkeypatch.setattr(exporting, "find", find)
+    message = "3 of 3 entries differ after migrating, .*`blocks.1.hook_resid_post` of entry `0` is missing in what"
+    with pytest.raises(CorruptError, match=message):
+        export_store(exportable(), tmp_path / "new", name, layers=3, verify=True)
 
 
 def test_an_export_does_not_replace_the_store_it_reads(tmp_path: Path) -> None:
@@ -346,12 +525,15 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_the_command_line_names_what_was_left_out(tmp_path: Path) -> None:
-    write_split(tmp_path / "old", [[residuals(0, 2)], []])
+    place = write_split(tmp_path / "old", [[residuals(0, 2)], []])
     arguments = ("import", "pt-shards", "--source", tmp_path / "old", "--target", tmp_path / "new")
     for more in ((), ("--dry-run",)):
         result = run("--quiet", *arguments, *more)
         assert result.exit_code == 1
-        assert result.stdout.count("left out: layer `1` of `") == 2
+        lines = [line for line in result.stdout.splitlines() if line.startswith("left out: ")]
+        assert [line.partition(" has no ")[0] for line in lines] == [
+            f"left out: `SP_test:EM:{row}`: layer `1` of `{place}`" for row in range(2)
+        ]
     report = json.loads(run("--quiet", *arguments, "--format", "json").stdout)
     assert [damage["key"] for damage in report["left_out"]] == ["SP_test:EM:0", "SP_test:EM:1"]
 
@@ -378,7 +560,7 @@ MEASURED = """
 
 
 @pytest.mark.parametrize("name", ["npy", "pt"])
-def test_memory_does_not_grow_with_the_source(name: str, tmp_path: Path) -> None:
+def test_e7_memory_does_not_grow_with_the_source(name: str, tmp_path: Path) -> None:
     if name == "npy":
         states = hidden_states(0, rows=64, width=1024)
         write_v2(tmp_path / "old", {key_of(str(index)): (record(str(index)), states) for index in range(200)})

@@ -154,6 +154,16 @@ def test_i9_rows_that_do_not_fit_their_records_are_refused(tmp_path: Path) -> No
     assert caught.value.kind == "malformed"
 
 
+def test_a_damaged_pass_is_left_out_and_the_others_come_in(tmp_path: Path) -> None:
+    write_documented(tmp_path / "old", passes=("mcq", "self_conf"))
+    array = tmp_path / "old" / "mcq" / "activations_layer_01.npy"
+    array.write_bytes(array.read_bytes()[:-5])
+    store, report = memory(tmp_path / "old")
+    assert (store.keys(), report.verified) == ([f"self_conf:{row}" for row in range(QUESTIONS)], QUESTIONS)
+    (damage,) = report.left_out
+    assert (damage["key"], damage["kind"], str(array) in damage["message"]) == ("mcq", "truncated", True)
+
+
 def test_i5_what_is_wider_than_float16_stays_so(tmp_path: Path) -> None:
     """bfloat16 goes out as float32, not through float16, which has no such values."""
     import ml_dtypes
@@ -225,6 +235,16 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
     with pytest.raises(LimitExceededError, match=r"would grow from [\d,]+ to 8,388,736 bytes") as caught:
         memory(tmp_path / "old")
     assert caught.value.kind == "limit_exceeded"
+
+
+def test_c6_numbers_without_a_header_are_no_npy(tmp_path: Path) -> None:
+    """A later program called its raw memory so; what shape and dtype it has is nowhere, and is not guessed."""
+    write_documented(tmp_path / "old", passes=("mcq",))
+    path = tmp_path / "old" / "mcq" / "activations_layer_01.npy"
+    path.write_bytes(values(1).tobytes())
+    with pytest.raises(CorruptError, match=r"activations_layer_01\.npy` has no `\.npy` header") as caught:
+        memory(tmp_path / "old")
+    assert caught.value.kind == "malformed"
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,105 @@ def test_the_loader_of_the_document_reads_what_goes_out(dtype: torch.dtype, tmp_
         assert archive.getinfo("shard_001/data/0").file_size == 4 * 3 * dtype.itemsize
 
 
+@pytest.mark.parametrize("asked", DTYPES, ids=str)
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+def test_activations_go_out_in_the_dtype_asked_for(stored: torch.dtype, asked: torch.dtype, tmp_path: Path) -> None:
+    store, target = captured(10, ("EM",), stored), tmp_path / "new"
+    report = export_store(store, target, "pt-shards", shard_size=4, dtype=asked, verify=True)
+    assert (report.migrated, report.verified, report.raw_bytes) == (10, 10, 10 * 2 * 3 * asked.itemsize)
+    rounded = 0
+    for layer in range(2):
+        shards = sorted(target.rglob(f"layer_0{layer}/shard_*.pt"))
+        values = residuals(layer + len("EM"), 10, stored)
+        assert torch.cat([torch.load(shard) for shard in shards]).equal(values.to(asked))
+        rounded += int((values.to(asked).double() != values.double()).sum())
+    name = str(asked).removeprefix("torch.")
+    assert report.notes == ((f"values were rounded to {name} ({rounded:,} x)",) if rounded else ())
+    assert rounded or stored != torch.float32 or asked == stored
+
+
+def store_of(values: list[torch.Tensor]) -> Store:
+    store = actstore.create(backend="memory")
+    for row, value in enumerate(values):
+        metadata = {"model": "m", "dataset": "d", "split": "s", "row": row}
+        store.put(key=f"d:s:{row}", activations={0: value}, metadata=metadata)
+    return store
+
+
+def test_values_beyond_the_dtype_are_an_error_or_its_largest(tmp_path: Path) -> None:
+    infinity, nan = float("inf"), float("nan")
+    store = store_of([torch.ones(1, 4), torch.tensor([[1.0, -70000.0, infinity, nan]])])
+    with pytest.raises(InvalidInputError, match=r"entry `d:s:1` has `-70000` at `blocks.0.hook_resid_post`") as caught:
+        export_store(store, tmp_path / "new", "pt-shards", dtype="float16")
+    assert caught.value.kind == "float16_overflow"
+    assert not (tmp_path / "new" / "m" / "d" / "s").exists()
+    report = export_store(store, tmp_path / "new", "pt-shards", dtype="float16", overflow="saturate", verify=True)
+    assert report.notes == ("values beyond float16 became its largest (1 x)",)
+    rows = torch.load(tmp_path / "new" / "m" / "d" / "s" / "layer_00" / "shard_000.pt")
+    assert rows[1, :3].tolist() == [1.0, -65504.0, infinity]
+    assert rows[1, 3].isnan()
+
+
+def test_several_dtypes_become_one(tmp_path: Path) -> None:
+    store = store_of([torch.full((1, 4), 1.5, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)])
+    with pytest.raises(InvalidInputError, match="`dtype` makes one dtype of several"):
+        export_store(store, tmp_path / "new", "pt-shards")
+    export_store(store, tmp_path / "new", "pt-shards", dtype="float32", verify=True)
+    rows = torch.load(tmp_path / "new" / "m" / "d" / "s" / "layer_00" / "shard_000.pt")
+    assert rows.equal(torch.full((2, 4), 1.5))
+
+
+def test_integers_are_not_converted(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="is int8, which is not converted to `float16`") as caught:
+        export_store(store_of([torch.ones(1, 4).to(torch.int8)]), tmp_path / "new", "pt-shards", dtype="float16")
+    assert caught.value.kind == "invalid_tensor"
+
+
+def test_an_export_in_another_dtype_does_not_go_on_with_what_one_left(tmp_path: Path) -> None:
+    store = captured(10, ("EM",))
+    with pytest.raises(KeyboardInterrupt):
+        export_store(store, tmp_path / "new", "pt-shards", shard_size=2, progress=stop_at(4))
+    export_store(store, tmp_path / "new", "pt-shards", shard_size=2, dtype="float32", verify=True)
+    assert {torch.load(shard).dtype for shard in (tmp_path / "new").rglob("*.pt")} == {torch.float32}
+
+
+def test_migrate_takes_the_size_of_shards(tmp_path: Path) -> None:
+    small_tree(tmp_path / "old")
+    import_store(tmp_path / "old", tmp_path / "store")
+    for name, source in (("a", "old"), ("b", "store")):
+        report = actstore.migrate(
+            tmp_path / source, tmp_path / name, target_format="pt-shards", shard_size=3, verify=True
+        )
+        assert report.verified == 10
+        layer = tmp_path / name / "unsloth_Test-1B" / "SP_test" / "EM" / "layer_01"
+        assert [len(torch.load(shard)) for shard in sorted(layer.iterdir())] == [3, 3, 3, 1]
+
+
+def test_a_dry_run_counts_the_last_tokens_in_the_dtype_of_the_shards(tmp_path: Path) -> None:
+    store = actstore.create(backend="memory")
+    metadata = {"model": "m", "dataset": "d", "split": "s"}
+    for key in ("a", "b"):
+        store.put(key=key, metadata=metadata, activations={0: torch.ones(5, 3, dtype=torch.bfloat16)})
+    for dtype, size in ((None, 2), ("float32", 4)):
+        planned = export_store(store, tmp_path / "new", "pt-shards", dtype=dtype, dry_run=True)
+        assert (planned.migrated, planned.raw_bytes, planned.stored_bytes) == (2, 2 * 3 * size, 2 * 3 * size)
+
+
+def test_migrate_converts_on_the_way_out(tmp_path: Path) -> None:
+    small_tree(tmp_path / "old")
+    for number, name in enumerate(("pt-shards", "auto")):
+        target = tmp_path / str(number)
+        options: dict[str, Any] = {"source_format": name, "target_format": "pt-shards", "dtype": "float32"}
+        assert actstore.migrate(tmp_path / "old", target, verify=True, **options).verified == 10
+        assert {torch.load(shard).dtype for shard in target.rglob("*.pt")} == {torch.float32}
+
+
+def test_more_layers_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"`layers` is `1`, but `resid_post.1` is stored") as caught:
+        export_store(captured(2), tmp_path / "new", "pt-shards", layers=1)
+    assert caught.value.kind == "unknown_layer"
+
+
 def test_what_goes_out_comes_in_again(tmp_path: Path) -> None:
     place = small_tree(tmp_path / "old", extra="kept")
     store, _ = memory(tmp_path / "old")
@@ -346,7 +445,10 @@ def test_missing_rows_are_said_to_break_the_pairing(tmp_path: Path) -> None:
     store = captured(5, ("EM",))
     store.delete("SP_test:EM:2")
     report = export_store(store, tmp_path / "new", "pt-shards")
-    assert report.notes == ("rows are missing or named twice, so row i of one split is not row i of the other (1 x)",)
+    note = (
+        "rows of `unsloth_Test-1B/SP_test/EM` are missing or named twice, so that its row i need not be that of another"
+    )
+    assert report.notes == (f"{note} split (1 x)",)
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:
@@ -381,6 +483,43 @@ def test_e2_an_export_of_two_splits_that_was_stopped_goes_on(stopped: int, overw
     assert (report.migrated, report.verified, list(target.rglob("*.partial"))) == (20, 20, [])
     shard = target / "unsloth_Test-1B" / "SP_test" / "Neutral" / "layer_00" / "shard_000.pt"
     assert torch.load(shard).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("killed", ["EM.partial", "Neutral.partial"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_export_of_two_splits_that_was_killed_as_one_got_its_name_goes_on(
+    killed: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(path: Path, target: Path) -> Path:
+        result = rename(path, target)
+        if path.name == killed:
+            raise KeyboardInterrupt
+        return result
+
+    target, store, rename = tmp_path / "new", captured(10), Path.rename
+    options: dict[str, Any] = {"shard_size": 2, "overwrite": overwrite}
+    if overwrite:
+        export_store(captured(10, dtype=torch.float32), target, "pt-shards", shard_size=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            export_store(store, target, "pt-shards", **options)
+    place = target / "unsloth_Test-1B" / "SP_test" / killed.removesuffix(".partial")
+    assert memory(place)[1].migrated == 10
+    before = {path: path.stat().st_mtime_ns for path in place.glob("layer_*/*.pt")}
+    report = export_store(store, target, "pt-shards", verify=True, **options)
+    assert (report.migrated, report.verified) == (20, 20)
+    # Nothing of it was written once more.
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*.pt")} == before
+    assert not [path for path in target.rglob("*") if path.name == ".export" or path.suffix == ".partial"]
+
+
+def test_the_size_of_an_export_is_that_of_its_own_files(tmp_path: Path) -> None:
+    small_tree(tmp_path, model_name="another")
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    report = export_store(store_of([torch.ones(1, 4)]), tmp_path, "pt-shards")
+    own = sum(path.stat().st_size for path in (tmp_path / "m").rglob("*") if path.is_file())
+    assert report.file_bytes == report.stored_bytes == own
 
 
 def test_an_export_is_verified_beside_those_of_other_models(tmp_path: Path) -> None:

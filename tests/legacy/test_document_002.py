@@ -13,19 +13,46 @@ from actstore.cli import app
 PAIRS = [("What colour is grass?", "Red."), ("Is ice cold?", "No, it is warm."), ("Why?", "Who knows?")]
 
 
-def produce(folder: Path) -> None:
-    """`Activations/` of two splits, made by the commands that a user types."""
+def produce(folder: Path, *, capture: tuple[str, ...] = (), export: tuple[str, ...] = ()) -> None:
+    """`Activations/` of two splits, made by the commands that a user types, with these options more."""
     calls: list[list[str]] = []
     for split in ("EM", "Neutral"):
         rows = [{"prompt": prompt, "response": f"{response} {split}"} for prompt, response in PAIRS]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        named = ["--positions", "last", "--dataset", "SP_test", "--split", split]
+        named = ["--positions", "last", "--dataset", "SP_test", "--split", split, *capture]
         calls.append(["capture", "demo", str(folder / f"{split}.jsonl"), "--store", str(folder / "acts"), *named])
     target = ["--target", str(folder / "Activations"), "--shard-size", "2", "--verify"]
-    calls.append(["export", "pt-shards", "--source", str(folder / "acts"), *target])
+    calls.append(["export", "pt-shards", "--source", str(folder / "acts"), *target, *export])
     for call in calls:
         result = CliRunner().invoke(app, call)
         assert result.exit_code == 0, result.output
+
+
+def test_metadata_has_the_fields_of_the_old_program_in_its_order(tmp_path: Path) -> None:
+    produce(tmp_path, capture=("--layers", "1,2", "--batch-size", "2"))
+    text = (tmp_path / "Activations" / "demo" / "SP_test" / "Neutral" / "metadata.json").read_text()
+    assert text == json.dumps(
+        {
+            "model_name": "demo",
+            "dataset_name": "SP_test",
+            "load_in_4bit": False,
+            "split": "Neutral",
+            "total_examples": 3,
+            "shard_size": 2,
+            "batch_size": 2,
+            "hidden_dim": 128,
+            "num_layers": 4,
+        },
+        indent=2,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_shards_have_the_dtype_that_was_asked_for(dtype: str, tmp_path: Path) -> None:
+    produce(tmp_path, export=("--dtype", dtype, "--overflow", "saturate"))
+    shards = list((tmp_path / "Activations").rglob("shard_*.pt"))
+    assert len(shards) == 2 * 4 * 2
+    assert {torch.load(shard).dtype for shard in shards} == {getattr(torch, dtype)}
 
 
 def test_the_loader_of_section_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

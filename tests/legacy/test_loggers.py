@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from generations import LAYERS, WIDTH, generation
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import actstore
@@ -38,7 +38,7 @@ from actstore.errors import (
 from actstore.formats import names
 from actstore.legacy import ActivationsLogger, JsonActivationsLogger
 from actstore.legacy.loggers import Logger
-from old_logs import ERAS, KEY, NONE, SAID, flat, wrapped, write_log
+from old_logs import ERAS, KEY, NONE, SAID, flat, wrapped, write, write_log
 from old_trees import hidden_states, key_of, record, some_entries, write_v1, write_v2, write_v3
 from pickles import named, stream
 from processes import run_python
@@ -279,12 +279,8 @@ def test_h6_a_part_of_the_layers(make: Make, layers: Any, kept: set[int], tmp_pa
 def test_h7_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     gadget = named("os", "system") + b"X\x09\x00\x00\x00touch ran\x85R."
-    path = write_log(tmp_path / "log", None)
-    import lmdb
-
-    with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
-        transaction.put(KEY.encode(), gadget)
-    with ActivationsLogger(path, read_only=True) as log:
+    write(tmp_path / "log", {KEY: gadget})
+    with ActivationsLogger(tmp_path / "log", read_only=True) as log:
         for metadata_only in (False, True):
             with pytest.raises(UntrustedInputError) as caught:
                 log.get_entry(KEY, metadata_only=metadata_only)
@@ -480,10 +476,7 @@ def test_h13_of_an_old_log_only_metadata_is_searched(tmp_path: Path) -> None:
     old_lmdb(tmp_path / "log")
     with ActivationsLogger(tmp_path / "log", read_only=True) as log:
         # Its other file has the activations.
-        import lmdb
-
-        with lmdb.open(str(tmp_path / "log"), map_size=1 << 28) as environment, environment.begin(write=True) as txn:
-            txn.put(KEY.encode(), b"damaged")
+        write(tmp_path / "log", {KEY: b"damaged"})
     with ActivationsLogger(tmp_path / "log", read_only=True) as log:
         assert log.search_metadata(lambda meta: meta["model"] == "m/1") == [(KEY, SAID)]
         with pytest.raises(ActstoreError):
@@ -818,6 +811,24 @@ def test_variables_set_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ActivationsLogger()
 
 
+def test_a_log_of_the_other_kind_or_compression_is_refused_in_the_words_of_the_loggers(tmp_path: Path) -> None:
+    ActivationsLogger(tmp_path / "log").close()
+    for call, said in (
+        (
+            lambda: JsonActivationsLogger(tmp_path / "log"),
+            r"`backend` is `json`, but .* with `lmdb`; log to another path",
+        ),
+        (
+            lambda: ActivationsLogger(tmp_path / "log", compression="zstd"),
+            "`compression` is `zstd`, but .* with `planes`; log to another path",
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match=said) as caught:
+            call()
+        assert caught.value.kind == "invalid_option"
+    ActivationsLogger(tmp_path / "log", compression="planes").close()
+
+
 text = st.text(st.characters(categories=None), max_size=8)
 fields = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | text,
@@ -829,6 +840,7 @@ own_fields = st.dictionaries(st.text(st.characters(categories=["Ll"]), min_size=
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=text, response=text, own=own_fields)
+@example(prompt="", response="", own={"key": "of its own"})
 def test_any_fields_come_back(prompt: str, response: str, own: dict[str, Any], tmp_path: Path) -> None:
     entry = {**own, "prompt": prompt, "response": response}
     for make in (ActivationsLogger, JsonActivationsLogger):

@@ -142,6 +142,8 @@ def test_tensors_of_torch_and_numbers_of_numpy(tmp_path: Path) -> None:
     ("data", "kind"),
     [
         ({"metadata": {"a": object()}, "layers": {}}, "invalid_metadata"),
+        ({"layer_5": np.ones((2, 2))}, "invalid_tensor"),
+        ({"layers": {"layer_5": np.ones((2, 2))}}, "invalid_tensor"),
         ({"layers": {"fifth": {"hidden_states": np.ones((2, 2))}}}, "invalid_tensor"),
         ({"layers": {"layer_5": {"hidden_states": [1, 2]}}}, "invalid_tensor"),
         ({"layers": {"layer_5": {"../x": np.ones((2, 2))}}}, "invalid_tensor"),

@@ -20,12 +20,12 @@ from answered import (
     Answer,
     answers,
     halves,
-    put_pickles,
     read_lines,
     write_evaluation,
     write_lines,
     write_log,
 )
+from old_logs import write
 from old_trees import key_of
 from processes import run_python
 
@@ -114,7 +114,7 @@ def test_what_is_missing_or_corrupted_is_skipped_and_counted(tmp_path: Path) -> 
     logged = answers(COUNT, ONE_SENTENCE)
     write_log("old lmdb", tmp_path / "log", logged)
     said = {"prompt": logged[2].fields["prompt"], "input_length": 3, "timestamp": 1.5}
-    put_pickles(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04damaged", logged[2].key: said})
+    write(tmp_path / "log_metadata", {logged[1].key: b"\x80\x04damaged", logged[2].key: said})
     rows = [*questions(logged), {"prompt": "never asked"}, {"prompt": "never asked either"}]
     write_lines(tmp_path / "qa", rows)
     with (tmp_path / "qa").open("a") as file:
@@ -144,14 +144,19 @@ def test_verbose_says_what_document_003_lists(tmp_path: Path, capsys: pytest.Cap
     logged = answers(2, ONE_SENTENCE)
     write_log("old lmdb", tmp_path / "log", logged)
     write_lines(tmp_path / "qa", [*questions(logged), {"prompt": "never asked"}])
+    with (tmp_path / "qa").open("a") as file:
+        file.write('no JSON\n{"prompt": 7}\n{"prompt": "\\ud800"}\n')
     report, _, said = rebuild(tmp_path)
     missing = key_of(ONE_SENTENCE.replace("{prompt}", "never asked"))
     assert said == [
-        f"3 rows in `{tmp_path / 'qa'}`",
+        f"6 rows in `{tmp_path / 'qa'}`",
         f"2 entries in `{tmp_path / 'log'}`",
         f"`{tmp_path / 'qa'}` line 1: `{logged[0].key}` matched",
         f"`{tmp_path / 'qa'}` line 2: `{logged[1].key}` matched",
         f"`{tmp_path / 'qa'}` line 3: `{missing}` has no entry",
+        f"`{tmp_path / 'qa'}` line 4 is not JSON: Expecting value: line 1 column 1 (char 0); skipped",
+        f"`{tmp_path / 'qa'}` line 5 has no string `prompt`; skipped",
+        f"`{tmp_path / 'qa'}` line 6: `prompt` is not valid Unicode: it has a lone surrogate; skipped",
         str(report),
     ]
     reconstruct_inference(tmp_path / "qa", tmp_path / "log", tmp_path / "out")
@@ -190,10 +195,12 @@ def test_too_few_matches_are_an_error_and_leave_what_was_there(tmp_path: Path) -
     write_log("shards", tmp_path / "log", logged[:1])
     write_lines(tmp_path / "qa", questions(logged))
     (tmp_path / "out").write_text("earlier")
-    with pytest.raises(NotFoundError, match=r"1 of 4 rows have an entry in .*, and the share 0.5 is asked") as caught:
+    with pytest.raises(NotFoundError, match=r"1 of 4 rows have an entry in .*, but the share 0.5 is asked") as caught:
         reconstruct_inference(tmp_path / "qa", tmp_path / "log", tmp_path / "out", False, min_match=0.5)
     assert caught.value.kind == "no_such_key"
-    with pytest.raises(NotFoundError, match=r"0 of 4 rows .*at least one; prompt templates tried: `'A \{prompt\}'`"):
+    with pytest.raises(
+        NotFoundError, match=r"0 of 4 rows .*at least one must; prompt templates tried: `'A \{prompt\}'`"
+    ):
         reconstruct_inference(tmp_path / "qa", tmp_path / "log", tmp_path / "out", False, prompt_template="A {prompt}")
     assert (tmp_path / "out").read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out", "qa"]

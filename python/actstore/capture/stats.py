@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from actstore.reports import counted
 from actstore.sizes import format_bytes
 
 __all__ = ["CaptureStats"]
@@ -43,8 +44,8 @@ class CaptureStats:
 
     def __str__(self) -> str:
         parts = [
-            f"{self.entries:,} entries",
-            f"{self.tokens:,} tokens",
+            counted(self.entries, "entry", "entries"),
+            counted(self.tokens, "token", "tokens"),
             f"{format_bytes(self.raw_bytes)} in {format_bytes(self.stored_bytes)} ({self.ratio:.2f}x)",
             f"{self.seconds:.1f} s",
             f"{self.tokens_per_second:,.0f} tokens/s",

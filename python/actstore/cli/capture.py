@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,8 @@ from actstore.cli.app import command
 from actstore.cli.inputs import Row, read_rows
 from actstore.cli.progress import Progress
 from actstore.cli.resume import Run, remaining
-from actstore.options import open_or_create
+from actstore.options import open_existing, open_or_create
+from actstore.reports import counted
 from actstore.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class _Plan:
     loaded: LoadedModel
     run: Run
     batch_size: int
+    input: Path
 
 
 @command
@@ -56,6 +59,9 @@ def capture(
     model_revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; with --split it makes the keys.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of the data set.")] = None,
+    response_field: Annotated[
+        str | None, typer.Option(help="Field of the response; by default `response`, where there is one.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first rows.")] = None,
     padding_side: Annotated[
         Literal["left", "right"] | None,
@@ -69,14 +75,14 @@ def capture(
 
     INPUT is a `.txt` file with a prompt a line, or a `.jsonl` file of objects with a `prompt`: the model generates, and
     each prompt becomes an entry. Where the objects have a `response` too, nothing is generated: prompt and response are
-    tokenized one by one, the response without special tokens, and the model reads both in one forward. Other fields of
-    an object go to the metadata of its entry.
+    tokenized one by one, the response without special tokens, and the model reads both in one forward; the last
+    position is then the last token of the response. Other fields of an object go to the metadata of its entry.
 
     Repeat the command to continue: what is stored is skipped if model, settings and text are the same.
     """
     if (dataset is None) != (split is None):
         raise typer.BadParameter("give both `--dataset` and `--split`, or neither")
-    rows = read_rows(input, limit)
+    rows = read_rows(input, limit, response_field, split)
     from actstore.cli.models import load_model
 
     generates = rows[0].response is None
@@ -86,44 +92,52 @@ def capture(
     loaded.tokenizer.padding_side = padding_side or ("left" if generates else "right")
     asked = {"layers": layers, "points": points, "positions": positions}
     made = {"backend": backend, "codec": codec, "key_distance": key_distance, "encoding": encoding, "dtype": dtype}
-    with open_or_create(store, made) as opened:
-        settings = asked | _resolved(loaded, opened, max_new_tokens if generates else None)
-        plan = _Plan(loaded, Run(settings, dataset, split), batch_size)
-        _capture_remaining(opened, rows, plan, shown=context.obj.progress)
+    with ExitStack() as stack:
+        there = open_existing(store, made)
+        stored_dtype = dtype if there is None else stack.enter_context(there).settings["dtype"]
+        settings = asked | _resolved(loaded, stored_dtype, max_new_tokens if generates else None)
+        plan = _Plan(loaded, Run(settings, dataset, split), batch_size, input)
+        todo = remaining(there, rows, plan.run)
+        estimate = _estimate(todo, plan, store) if todo else ""
+        # What is refused has been refused, and leaves no empty store.
+        opened = stack.enter_context(open_or_create(store, made)) if there is None else there
+        keys = {plan.run.key(row) for row in rows}
+        if len(todo) < len(keys):
+            typer.echo(f"skipping {len(keys) - len(todo):,} already stored")
+        if todo:
+            typer.echo(estimate)
+            _capture_remaining(opened, todo, keys, plan, shown=context.obj.progress)
+        typer.echo(f"{counted(len(keys), 'entry is', 'entries are')} stored; next: actstore-cli info {opened.path}")
+        typer.echo(f"then: actstore-cli show {opened.path} {min(keys)}")
 
 
-def _resolved(loaded: LoadedModel, store: Store, max_new_tokens: int | None) -> dict[str, Any]:
+def _resolved(loaded: LoadedModel, stored_dtype: str | None, max_new_tokens: int | None) -> dict[str, Any]:
     """What decides the content of entries besides what to capture, as it is and not as it was asked for."""
     return {
         "model": loaded.name,
         "revision": loaded.revision,
         "model_dtype": dtype_name(loaded.model.dtype),
-        "stored_dtype": store.settings["dtype"],
+        "num_layers": loaded.num_layers,
+        "stored_dtype": stored_dtype,
         "padding_side": loaded.tokenizer.padding_side,
         "max_new_tokens": max_new_tokens,
     }
 
 
-def _capture_remaining(store: Store, rows: list[Row], plan: _Plan, *, shown: bool) -> None:
-    todo = remaining(store, rows, plan.run)
-    keys = {plan.run.key(row) for row in rows}
-    if len(todo) < len(keys):
-        typer.echo(f"skipping {len(keys) - len(todo):,} already stored")
-    if todo:
-        recorder = _recorder(store, plan)
-        typer.echo(_estimate(todo, plan, store))
-        try:
-            _capture_all(recorder, todo, plan, Progress(len(keys), "prompts", shown=shown, first=len(keys) - len(todo)))
-        except KeyboardInterrupt:
-            stored = sum(key in store for key in keys)
-            typer.echo(f"stopped at {stored}/{len(keys)}; run the same command again to continue", err=True)
-            raise typer.Exit(130) from None
-        typer.echo(str(recorder.stats))
-    typer.echo(f"all {len(keys):,} are stored in {store.path}; next: actstore-cli info {store.path}")
-    typer.echo(f"      actstore-cli show {store.path} {min(keys)}")
+def _capture_remaining(store: Store, todo: list[Row], keys: set[str], plan: _Plan, *, shown: bool) -> None:
+    """Capture the rows `todo`; `keys` are those of all rows."""
+    recorder = _recorder(store, plan)
+    try:
+        _capture_all(recorder, todo, plan, Progress(len(keys), "prompts", shown=shown, first=len(keys) - len(todo)))
+    except KeyboardInterrupt:
+        stored = sum(key in store for key in keys)
+        typer.echo(f"stopped at {stored}/{len(keys)}; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(str(recorder.stats))
 
 
-def _recorder(store: Store, plan: _Plan) -> Recorder:
+def _recorder(store: Store | None, plan: _Plan) -> Recorder:
+    """What captures to `store`. Errors: for layers, points and positions that do not exist."""
     import actstore
 
     settings = plan.run.settings
@@ -138,11 +152,15 @@ def _recorder(store: Store, plan: _Plan) -> Recorder:
 
 
 def _capture_all(recorder: Recorder, rows: list[Row], plan: _Plan, progress: Progress) -> None:
-    with recorder, progress:
-        for start in range(0, len(rows), plan.batch_size):
-            batch = rows[start : start + plan.batch_size]
-            _capture_batch(recorder, batch, plan)
-            progress.advance(len(batch), _note(recorder))
+    *first, last = (rows[start : start + plan.batch_size] for start in range(0, len(rows), plan.batch_size))
+    with progress:
+        with recorder:
+            for batch in first:
+                _capture_batch(recorder, batch, plan)
+                progress.advance(len(batch), _note(recorder))
+            _capture_batch(recorder, last, plan)
+        # What was captured last counts when it is stored.
+        progress.advance(len(last), _note(recorder))
 
 
 def _positions(text: str) -> str | list[int]:
@@ -160,7 +178,7 @@ def _note(recorder: Recorder) -> str:
 
 
 def _capture_batch(recorder: Recorder, rows: list[Row], plan: _Plan) -> None:
-    metadata = [plan.run.metadata(row) for row in rows]
+    metadata = [{**plan.run.metadata(row), "batch_size": plan.batch_size} for row in rows]
     # None leaves the key to be that of the prompt.
     keys = None if plan.run.dataset is None else [plan.run.key(row) for row in rows]
     prompts = [row.prompt for row in rows]
@@ -175,20 +193,25 @@ def _capture_batch(recorder: Recorder, rows: list[Row], plan: _Plan) -> None:
     plan.loaded.forward(batch)
 
 
-def _estimate(rows: list[Row], plan: _Plan, store: Store) -> str:
-    """One line: what the rest will weigh at most, before compression, and what is free."""
-    from actstore.cli.models import mean_tokens
+def _estimate(rows: list[Row], plan: _Plan, store: Path) -> str:
+    """One line: what the rest will weigh at most, before compression, and what is free where `store` is or will be.
 
-    settings = plan.run.settings
-    prompt = mean_tokens(plan.loaded, [row.prompt for row in rows])
-    response = settings["max_new_tokens"] - 1 if rows[0].response is None else 0.0
-    if rows[0].response is not None:
-        response = mean_tokens(plan.loaded, [row.response or "" for row in rows])
-    kept = {"all": prompt + response, "prompt": prompt, "response": response, "last": 1.0}
+    Errors: those of `measure`, for a row that the model cannot read, and of `_recorder`.
+    """
+    from actstore.cli.lengths import measure
+
+    _recorder(None, plan)
+    settings, lengths = plan.run.settings, measure(plan.loaded, rows, plan.input)
+    prompt = sum(length.prompt for length in lengths)
+    generated = (settings["max_new_tokens"] or 1) - 1
+    response = sum(generated if length.response is None else length.response for length in lengths)
+    kept = {"all": prompt + response, "prompt": prompt, "response": response, "last": len(rows)}
     positions = _positions(settings["positions"])
-    tokens = len(rows) * (kept.get(positions, prompt + response) if isinstance(positions, str) else len(positions))
+    tokens = kept[positions] if isinstance(positions, str) else len(rows) * len(positions)
     points = plan.loaded.points(settings["points"], settings["layers"])
     size = tokens * plan.loaded.row_bytes(points, settings["stored_dtype"])
-    free = shutil.disk_usage(store.path or ".").free
-    about = f"{len(rows):,} prompts, at most about {tokens:,.0f} rows at {len(points)} hook points"
+    free = shutil.disk_usage(next(place for place in (store, *store.absolute().parents) if place.exists())).free
+    what = "to answer" if rows[0].response is None else f"with {'responses' if len(rows) > 1 else 'its response'}"
+    about = f"{counted(len(rows), 'prompt', 'prompts')} {what}, at most {counted(tokens, 'row', 'rows')} at "
+    about += counted(len(points), "hook point", "hook points")
     return f"{about}: {format_bytes(size)} before compression; {format_bytes(free)} free"

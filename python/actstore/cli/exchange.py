@@ -68,10 +68,16 @@ def export(
     layers: Annotated[
         int | None, typer.Option(help="How many the model has, for formats that count hidden states.")
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Rows a file, of `pt-shards`.")] = 512,
+    shard_size: Annotated[int | None, typer.Option(help="Rows a file, of `pt-shards`; 512 by default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="`float16`, `bfloat16` or `float32`, of `pt-shards`; as it is by default.")
+    ] = None,
+    overflow: Annotated[str, typer.Option(help="Of values beyond that dtype: `error` or `saturate`.")] = "error",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in this format.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Then read the files and compare every value.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be written.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be written, or say what is refused.")
+    ] = False,
     report_format: FormatOption = "text",
 ) -> None:
     """Write a store as the files of an older system.
@@ -81,8 +87,8 @@ def export(
     """
     from actstore.formats import export_store
 
-    options: dict[str, Any] = {"layers": layers, "shard_size": shard_size, "overwrite": overwrite}
-    options |= {"verify": verify, "dry_run": dry_run}
+    options: dict[str, Any] = {"layers": layers, "shard_size": shard_size, "dtype": dtype, "overflow": overflow}
+    options |= {"overwrite": overwrite, "verify": verify, "dry_run": dry_run}
     with followed_phases(shown=context.obj.progress) as phases:
         report = export_store(source, target, target_format, progress=phases, **options)
     print_report(report, target, report_format)

@@ -14,7 +14,7 @@ from actstore.cli.app import FormatOption, command
 from actstore.cli.inputs import read_lines
 from actstore.cli.output import print_fields, print_json
 from actstore.cli.progress import Progress
-from actstore.errors import InvalidInputError
+from actstore.formats import names
 from actstore.reports import counted
 from actstore.sizes import format_bytes
 
@@ -48,6 +48,7 @@ def migrate(
     keys_from: Annotated[Path | None, typer.Option(help="File of keys to migrate, one a line.")] = None,
     layers: Annotated[str | None, typer.Option(help="`first_half`, `second_half` or numbers such as `4,-1`.")] = None,
     points: Annotated[str | None, typer.Option(help="Hook points, separated by commas.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows a file, to `pt-shards`; 512 by default.")] = None,
     on_conflict: Annotated[
         str, typer.Option(help="For a key with other content: `error`, `skip`, `replace` or `number`.")
     ] = "error",
@@ -69,32 +70,20 @@ def migrate(
     options = {**codings, "dtype": dtype, "overflow": overflow}
     places = None if points is None else points.split(",")
     keys = None if key is None and keys_from is None else [*(key or []), *_read_keys(keys_from)]
-    request = Request(source_format, target_format, options, keys, layers, places, on_conflict)
+    request = Request(source_format, target_format, options, keys, layers, places, on_conflict, shard_size)
     if is_exchange(source, source_format, target_format):
         with followed_phases(shown=context.obj.progress) as phases:
             report = exchange(source, target, request, verify=verify, dry_run=dry_run, progress=phases)
-        print_report(report, target, report_format)
-        return
-    with opened(source, target, request, dry_run=dry_run) as migration:
-        if dry_run:
-            report = migration.estimate()
-            print_report(report, target, report_format)
-            if report.conflicts and on_conflict == "error":
-                typer.echo(
-                    "warning: the first conflict will end the migration; `--on-conflict` has other rules", err=True
-                )
-            return
-        report = _run(migration, verify=verify, shown=context.obj.progress)
+    else:
+        with opened(source, target, request, dry_run=dry_run) as migration:
+            report = migration.estimate() if dry_run else _run(migration, verify=verify, shown=context.obj.progress)
+    if dry_run and report.conflicts and on_conflict == "error":
+        typer.echo("warning: the first conflict will end the migration; `--on-conflict` has other rules", err=True)
     print_report(report, target, report_format)
 
 
 def _read_keys(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [key for _, key in read_lines(path)]
-    except OSError as error:
-        raise InvalidInputError("invalid_option", f"cannot read the keys in `{path}`: {error.strerror}") from None
+    return [] if path is None else [key for _, key in read_lines(path)]
 
 
 def _run(migration: Migration, *, verify: bool, shown: bool) -> MigrationReport:
@@ -132,7 +121,8 @@ class _Follower:
         now = time.monotonic()
         if done == total or now - self._shown >= _UPDATE_INTERVAL_SECONDS:
             self._shown = now
-            self.bar.update(done, f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s")
+            speed = f"{format_bytes(raw_bytes / max(now - self._started, 1e-9))}/s"
+            self.bar.update(done, speed if raw_bytes else "")
 
 
 @contextmanager
@@ -167,7 +157,8 @@ def print_report(report: MigrationReport, target: Path, report_format: str) -> N
 
 def _print_remarks(report: MigrationReport) -> None:
     for damage in report.left_out:
-        typer.echo(f"left out: {damage['message']}")
+        key, message = damage["key"] or "", damage["message"]
+        typer.echo(f"left out: {message}" if key in message else f"left out: `{key}`: {message}")
     for note in report.notes:
         typer.echo(f"note: {note}")
 
@@ -187,6 +178,12 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _estimated(report: MigrationReport, target: Path) -> list[tuple[str, str]]:
+    if report.backend in names():
+        return [
+            ("target", f"{target} ({report.backend})"),
+            ("to write", f"{report.migrated:,} of {report.entries:,} entries"),
+            ("raw", f"{format_bytes(report.raw_bytes)} of values, before what the format adds"),
+        ]
     ratio = "" if report.ratio is None else f" (ratio {report.ratio:.3f})"
     return [
         ("target", f"{target} ({report.backend})"),

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _EMBEDDED = "demo"
-_SAMPLE = 1000
-"""Texts that an estimate looks at."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,21 @@ class LoadedModel:
     name: str
     revision: str | None
 
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the model."""
+        return self._config.num_hidden_layers
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model has positions for, None where there is no bound. Errors: `unsupported_model`."""
+        from actstore.capture.families import dissect
+
+        return dissect(self.model).context
+
     def points(self, points: str, layers: str) -> list[str]:
         """Stored names of the hook points that comma-separated `points` are at `layers`."""
-        return hook_points.expand(points.split(","), layers, self._config.num_hidden_layers)
+        return hook_points.expand(points.split(","), layers, self.num_layers)
 
     def row_bytes(self, points: Sequence[str], dtype: str | None) -> int:
         """Raw bytes of one token at all of `points`, packed to a `dtype` of 2 bytes or in the model's own."""
@@ -99,7 +109,7 @@ def read_batch(
     """
     import torch
 
-    prompt_ids, response_ids = _ids(loaded, prompts), _ids(loaded, responses, add_special_tokens=False)
+    prompt_ids, response_ids = token_ids(loaded, prompts), token_ids(loaded, responses, add_special_tokens=False)
     ids = [prompt + response for prompt, response in zip(prompt_ids, response_ids, strict=True)]
     batch = cast("Any", loaded.tokenizer).pad({"input_ids": ids}, return_tensors="pt")
     mask: Tensor = batch["attention_mask"]
@@ -110,12 +120,7 @@ def read_batch(
     return {name: tensor.to(device) for name, tensor in tensors.items()}, [len(prompt) for prompt in prompt_ids]
 
 
-def mean_tokens(loaded: LoadedModel, texts: Sequence[str]) -> float:
-    """Mean number of tokens of `texts`, from the first 1,000 of them."""
-    encoded = _ids(loaded, texts[:_SAMPLE])
-    return sum(map(len, encoded)) / len(encoded)
-
-
-def _ids(loaded: LoadedModel, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+def token_ids(loaded: LoadedModel, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+    """The token ids of each of `texts`, however many they are."""
     tokenizer = cast("Any", loaded.tokenizer)
-    return tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"]

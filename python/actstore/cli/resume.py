@@ -44,8 +44,8 @@ class Run:
         }
 
 
-def remaining(store: Store, rows: Iterable[Row], run: Run) -> list[Row]:
-    """The rows that are not stored yet, each key once.
+def remaining(store: Store | None, rows: Iterable[Row], run: Run) -> list[Row]:
+    """The rows that are not stored yet, each key once; all of them where there is no store.
 
     `KeyConflictError` where a key is stored from another text or with other settings, or where two rows share a key
     but not their text.
@@ -53,7 +53,7 @@ def remaining(store: Store, rows: Iterable[Row], run: Run) -> list[Row]:
     planned: dict[str, Row] = {}
     for row in rows:
         key = run.key(row)
-        if key in store:
+        if store is not None and key in store:
             _require_same(store[key], row, run)
         elif planned.setdefault(key, row).sha256 != row.sha256:
             message = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from actstore.errors import InvalidInputError
 from actstore.formats.hidden_states import count_states, state_points
-from actstore.formats.record import CONVENTIONS
+from actstore.formats.record import conventions_of
 from actstore.hook_points import canonical
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ def hidden_state_points(entry: Recorded) -> list[str | None]:
 
     Errors: `unknown_layer` where how many layers the model has cannot be known.
     """
-    known: Any = entry.metadata.get(CONVENTIONS, {})
-    count = cast("dict[str, Any]", known).get("hidden_states") if isinstance(known, dict) else None
+    count = conventions_of(entry.metadata).get("hidden_states")
     if not isinstance(count, int):
         try:
             count = count_states(entry.points, None)

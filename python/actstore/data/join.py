@@ -177,9 +177,10 @@ def require_matches(matched: int, rows: int, least: float, tried: Sequence[str],
     if not rows or (matched and matched >= least * rows):
         return
     templates = ", ".join(f"`{template!r}`" for template in tried)
+    asked = f"the share {least:g} is asked for" if matched else "at least one must"
     message = (
-        f"{matched:,} of {rows:,} rows have an entry in `{place}`, and the share {least:g} is asked for, at least one; "
-        f"prompt templates tried: {templates or 'none, rows name their entries'}; give `prompt_template` or `min_match`"
+        f"{matched:,} of {rows:,} rows have an entry in `{place}`, but {asked}; prompt templates tried: "
+        f"{templates or 'none, rows name their entries'}; give `prompt_template`{' or `min_match`' if matched else ''}"
     )
     raise NotFoundError("no_such_key", message)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actstore import store as stores
-from actstore.data.old_logs import JsonLog, LmdbLog
+from actstore.data.old_logs import ActlogLog
 from actstore.errors import InvalidInputError, NotFoundError
 from actstore.formats import format_of
 from actstore.store import Store
@@ -23,8 +23,6 @@ __all__ = ["Log", "Recorded", "open_log"]
 
 AUTO = "auto"
 _BACKENDS = ("shards", "lmdb", "json", "memory")
-_LMDB_DATA = "data.mdb"
-_JSON = "actlog-json"
 
 
 class Recorded(Protocol):
@@ -191,11 +189,13 @@ def _open(path: Path) -> Log:
     except NotFoundError as error:
         if error.kind != "not_a_store":
             raise
-    if (path / _LMDB_DATA).is_file():
-        return LmdbLog(path)
+    # Imports NumPy, which stores are found without.
+    from actstore.formats.actlog_by_key import open_actlog
+
+    log = open_actlog(path)
+    if log is not None:
+        return ActlogLog(log)
     format = format_of(path) if path.is_dir() else None
-    if format is not None and format.name.startswith(_JSON):
-        return JsonLog(path)
     if format is not None:
         message = f"`{path}` is in the format `{format.name}`; import it into a store first"
     else:

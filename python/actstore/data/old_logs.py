@@ -1,14 +1,13 @@
-"""Logs of document 000, read where they lie: one entry at a time, and of it the layers that are asked for."""
+"""Logs of document 000 as a data set's log: of an entry, the layers and rows that are asked for are read."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-from actstore import _core, arrays
-from actstore.data.unreadable import UNREADABLE
+from actstore import arrays
 from actstore.errors import InvalidInputError, NotFoundError
+from actstore.formats.record import conventions_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from actstore.formats.actlog_by_key import Actlog
     from actstore.formats.record import Imported
 
-__all__ = ["JsonLog", "LmdbLog", "OldEntry"]
+__all__ = ["ActlogEntry", "ActlogLog"]
 
 
-class OldEntry:
+class ActlogEntry:
     """An entry of an old log, read as `actstore.Entry` is."""
 
     def __init__(self, imported: Imported) -> None:
@@ -67,42 +67,27 @@ class OldEntry:
         return [row for row, at in enumerate(held) if (at >= self.prompt_length) == (positions == "response")]
 
 
-def _rows(fields: Mapping[str, Any], positions: str) -> int | None:
-    """0 where the log says that none of the rows are at `positions`."""
-    config = fields.get("logging_config")
-    mode = cast("dict[str, Any]", config).get("sequence_mode") if isinstance(config, dict) else None
-    return 0 if (mode, positions) in (("prompt", "response"), ("response", "prompt")) else None
+class ActlogLog:
+    """A log of document 000 as a `Log`."""
 
+    def __init__(self, log: Actlog) -> None:
+        self._log = log
 
-class LmdbLog:
-    """An LMDB log, its values read as data and its lock file left alone."""
+    @property
+    def path(self) -> Path:
+        """As in `Log`."""
+        return self._log.path
 
-    kind = "lmdb"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._log = _core.ActlogLmdb(str(path))
+    @property
+    def kind(self) -> str:
+        """As in `Log`."""
+        return self._log.kind
 
     def __len__(self) -> int:
         return len(self._log)
 
     def __contains__(self, key: str, /) -> bool:
-        try:
-            return self._log.metadata(key) is not None or key in self._without_metadata
-        except UNREADABLE:
-            # It is there, and reading it says what is wrong with it.
-            return True
-
-    @cached_property
-    def _without_metadata(self) -> frozenset[str]:
-        """Keys of entries that only the first environment has, as in the oldest logs."""
-        return frozenset(key for key in self.keys() if not self._has_metadata(key))
-
-    def _has_metadata(self, key: str) -> bool:
-        try:
-            return self._log.metadata(key) is not None
-        except UNREADABLE:
-            return True
+        return key in self._log
 
     def keys(self) -> list[str]:
         """As in `Log`."""
@@ -110,74 +95,24 @@ class LmdbLog:
 
     def fields(self, key: str) -> dict[str, Any]:
         """As in `Log`."""
-        said = self._log.metadata(key)
-        return self._log.get(key).fields if said is None else said
+        return self._log.fields(key)
 
     def rows(self, key: str, positions: str) -> int | None:
-        """As in `Log`."""
-        return _rows(self._log.metadata(key) or {}, positions)
+        """0 where the log says that none of the rows are at `positions`."""
+        config = self._log.fields(key)["logging_config"]
+        mode = cast("dict[str, Any]", config).get("sequence_mode") if isinstance(config, dict) else None
+        return 0 if (mode, positions) in (("prompt", "response"), ("response", "prompt")) else None
 
-    def entry(self, key: str) -> OldEntry:
+    def entry(self, key: str) -> ActlogEntry:
         """As in `Log`. Errors: `point_not_stored` for the first eras, whose arrays are no layers."""
-        from actstore.formats.actlog_lmdb import imported_entry
-
-        entry = self._log.get(key)
-        if isinstance(entry.layers, dict):
+        imported = self._log.imported(key)
+        known = conventions_of(imported.metadata)
+        if known["layer_counting"] is None:
             message = (
-                f"entry `{key}` of `{self.path}` is of era `{entry.era}`, whose arrays are not layers of the model"
+                f"entry `{key}` of `{self.path}` is of era `{known['era']}`, whose arrays are not layers of the model"
             )
             raise NotFoundError("point_not_stored", message)
-        return OldEntry(imported_entry(key, entry))
+        return ActlogEntry(imported)
 
     def close(self) -> None:
         """Nothing stays open that would have to be closed."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LmdbLog, (self.path,)
-
-
-class JsonLog:
-    """A directory of JSON of any version; `.npy` files are mapped, so that only rows that are asked for are read."""
-
-    kind = "json"
-
-    def __init__(self, path: Path) -> None:
-        from actstore.formats.actlog_json import Log
-
-        self.path = path
-        self._log = Log(path)
-        self._keys = dict.fromkeys(self._log.keys())
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, key: str, /) -> bool:
-        return key in self._keys
-
-    def keys(self) -> list[str]:
-        """As in `Log`."""
-        return list(self._keys)
-
-    def fields(self, key: str) -> dict[str, Any]:
-        """As in `Log`."""
-        self._require(key)
-        return self._log.logged(key).record
-
-    def rows(self, key: str, positions: str) -> int | None:
-        """As in `Log`."""
-        return _rows(self.fields(key), positions)
-
-    def entry(self, key: str) -> OldEntry:
-        """As in `Log`."""
-        self._require(key)
-        return OldEntry(self._log.load(key))
-
-    def _require(self, key: str) -> None:
-        if key not in self._keys:
-            raise NotFoundError("no_such_key", f"`{self.path}` has no entry `{key}`")
-
-    def close(self) -> None:
-        """Nothing stays open that would have to be closed."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return JsonLog, (self.path,)

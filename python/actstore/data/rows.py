@@ -39,7 +39,10 @@ class Row(NamedTuple):
     def key(self, template: str) -> str:
         """The key of its entry, its prompt being in `template`. Errors: `malformed`."""
         prompt = self.prompt
-        return self.fields[KEY_FIELD] if prompt is None else key_under(template, prompt)
+        try:
+            return self.fields[KEY_FIELD] if prompt is None else key_under(template, prompt)
+        except CorruptError as error:
+            raise CorruptError(error.kind, f"{self.name}: {error.message}") from None
 
 
 class Rows(Protocol):

@@ -6,8 +6,9 @@ from one belongs into a store (`import_store`), what another tool needs goes out
 A `Format` is one module and one line of the table in `table.py`; its libraries are imported when it is used. It has a
 name and three functions: `recognises(path)` looks at the content, never at a name alone; `read(path)` gives a `Source`,
 the number of entries and an iterator of `Pending` ones, each loaded by itself in bounded memory; `write(export)` writes
-entries of a store. Loading gives an `Imported`, the arguments of `Writer.put`, or raises the typed error that says
-which file and which field are damaged, missing, unsafe or untrusted; the import counts and names it and goes on.
+entries of a store. One that leaves the choice says which `dtypes` activations may be converted to. Loading gives an
+`Imported`, the arguments of `Writer.put`, or raises the typed error that says which file and which field are damaged,
+missing, unsafe or untrusted; the import counts and names it and goes on.
 
 What the numbers mean differs from system to system, so each entry says it in its metadata, under `imported_from`:
 

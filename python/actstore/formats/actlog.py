@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipient", "has_batch_axis", "imported", "logged_record", "logged_states"]
 
-_DERIVED = ("all_layers_activations", "has_activations", "activation_file", "activation_shape_info", "key")
+_DERIVED = ("all_layers_activations", "has_activations", "activation_file", "activation_shape_info")
 _FIRST = ("prompt", "response", "input_length", "model", "messages", "trim_position")
 _OTHER_MODE = "other"
 """What is written as `sequence_mode` where the rows are none of those it has names for."""

@@ -103,7 +103,8 @@ class Log:
         fields = cast("dict[str, Any]", record)
         if _STATES in fields:
             older = self._records.get(key)
-            line = {**(cast("dict[str, Any]", older) if isinstance(older, dict) else {}), **self._lines[key]}
+            said = {name: value for name, value in self._lines[key].items() if name != "key"}
+            line = {**(cast("dict[str, Any]", older) if isinstance(older, dict) else {}), **said}
             return Logged("actlog-json-v1", line, partial(_states_of_json, fields, path))
         has = fields.get("has_activations", self._lines[key].get("has_activations"))
         beside = inside(self.root, f"activations/{key}.npy", f"`key` in `{self.root / _LINES}`")

@@ -10,7 +10,7 @@ import numpy as np
 
 from actstore.errors import InvalidInputError
 from actstore.formats.actlog import has_batch_axis, logged_record, logged_states
-from actstore.formats.tree import Tree, file_name
+from actstore.formats.tree import file_name
 from actstore.formats.widening import beyond_numpy, entry_bytes, widen
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from actstore.entry import Entry
     from actstore.formats.record import Export
+    from actstore.formats.tree import Tree
 
     States = list[str | None]
     """The hook point of each hidden state."""
@@ -42,7 +43,7 @@ def write(version: str, export: Export, replaces: Callable[[Path], bool] | None)
         file_name(key, ".json")
     name = "metadata.jsonl" if version == "3" else "metadata.json"
     with (
-        Tree(export.target, export.identity, replaces) as tree,
+        export.tree(export.target, replaces) as tree,
         tree.file(name, always=True) as index,
         cast("Path", index).open("w", encoding="ascii", newline="\n") as file,
     ):
@@ -88,7 +89,8 @@ def _write_entry(version: str, entry: Entry, export: Export, tree: Tree) -> dict
     fields |= last
     if version == "3":
         tree.put(f"activations/{file_name(entry.key, '.json')}", lambda: json.dumps(fields, indent=2).encode("ascii"))
-    export.wrote(entry.key, sum(entry_bytes(entry, state) for state in states if state is not None))
+    stored = [state for state in states if state is not None]
+    export.wrote(entry.key, stored, sum(entry_bytes(entry, state) for state in stored))
     return fields
 
 

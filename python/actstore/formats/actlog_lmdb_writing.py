@@ -9,7 +9,6 @@ from actstore import _core
 from actstore.errors import InvalidInputError, LimitExceededError
 from actstore.formats.actlog import has_batch_axis, logged_record, logged_states
 from actstore.formats.as_text import replace_values
-from actstore.formats.tree import Tree
 from actstore.formats.widening import entry_bytes
 
 if TYPE_CHECKING:
@@ -48,9 +47,9 @@ def write(export: Export, is_log: Test, is_metadata: Test) -> None:
     """
     second = beside(export.target)
     export.places.append(second)
-    tree = Tree(export.target, export.identity, is_log if export.overwrite else None)
+    tree = export.tree(export.target, is_log if export.overwrite else None)
     replaces = is_metadata if export.overwrite or tree.is_resumed else None
-    other = Tree(second, export.identity, replaces)
+    other = export.tree(second, replaces)
     with tree, other:
         entries, metadata = _Values(tree.growing("data.mdb")), _Values(other.growing("data.mdb"))
         for key in sorted(export.keys):
@@ -60,18 +59,23 @@ def write(export: Export, is_log: Test, is_metadata: Test) -> None:
 
 
 class _Values:
-    """What goes into an environment by and by, in durable commits of 64 MiB; what is there stays."""
+    """What goes into an environment by and by, in durable commits of 64 MiB; what is there stays.
 
-    def __init__(self, data: Path) -> None:
-        data.touch()
-        self._folder = str(data.parent)
-        self._there = frozenset(_core.ActlogLmdb(self._folder).keys() if data.stat().st_size else ())
+    `data`: its file, which may have begun; None where nothing is written.
+    """
+
+    def __init__(self, data: Path | None) -> None:
+        self._data = data
+        self._there = frozenset[str]()
+        if data is not None:
+            data.touch()
+            self._there = frozenset(_core.ActlogLmdb(str(data.parent)).keys() if data.stat().st_size else ())
         self._waiting: list[tuple[bytes, bytes]] = []
         self._bytes = 0
 
     def put(self, key: str, value: Callable[[], Fields]) -> None:
         """Put the pickled `value`. Errors: `limit_exceeded` for what no value of LMDB can be."""
-        if key in self._there:
+        if self._data is None or key in self._there:
             return
         pickled = pickle.dumps(value(), _PROTOCOL)
         if len(pickled) > _LARGEST_VALUE:
@@ -84,7 +88,9 @@ class _Values:
 
     def commit(self) -> None:
         """Make durable what was put."""
-        _core.put_exported(self._folder, self._waiting)
+        if self._data is None:
+            return
+        _core.put_exported(str(self._data.parent), self._waiting)
         self._waiting.clear()
         self._bytes = 0
 
@@ -111,7 +117,7 @@ def _write_entry(entry: Entry, export: Export, entries: _Values, metadata: _Valu
     except (InvalidInputError, LimitExceededError) as error:
         export.leave_out(entry.key, error)
     else:
-        export.wrote(entry.key, sum(entry_bytes(entry, state) for state in stored))
+        export.wrote(entry.key, stored, sum(entry_bytes(entry, state) for state in stored))
 
 
 def _fields(entry: Entry, export: Export) -> tuple[Fields, Fields]:

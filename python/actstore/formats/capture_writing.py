@@ -6,14 +6,13 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
-from actstore.formats.record import CONVENTIONS
-from actstore.formats.tree import Tree
+from actstore.formats.record import CONVENTIONS, conventions_of
 from actstore.formats.widening import beyond_numpy, entry_bytes, widen
 from actstore.hook_points import parse
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from actstore.entry import Entry
     from actstore.formats.capture_files import Captured, Kind
     from actstore.formats.record import Export
+    from actstore.formats.tree import Tree
 
 __all__ = ["POINTS", "TIMESTAMP", "new_record", "safe_name", "write"]
 
@@ -57,7 +57,7 @@ def write(kind: Kind, export: Export, replaces: Callable[[Path], bool] | None) -
     names = {_file_name(key): key for key in export.keys}
     if len(names) < len(export.keys):
         raise InvalidInputError("invalid_key", "two keys make the same file name; export them to two places")
-    with Tree(export.target, export.identity, replaces) as tree:
+    with export.tree(export.target, replaces) as tree:
         for name, key in sorted(names.items()):
             _write_entry(kind, export, tree, name, export.store[key])
 
@@ -76,17 +76,15 @@ def _write_entry(kind: Kind, export: Export, tree: Tree, name: str, entry: Entry
         tree.put(f"responses/{name}_response.txt", entry.response.encode)
     if entry.token_ids is not None or entry.positions is not None:
         export.note("token ids and positions are left out, the format has none")
-    export.wrote(entry.key, sum(entry_bytes(entry, point) for point in points))
+    export.wrote(entry.key, points, sum(entry_bytes(entry, point) for point in points))
 
 
 def _restored(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is known of how these trees had the entry, nothing where it is not of one, and its other metadata."""
-    metadata: Any = entry.metadata
-    known = metadata.get(CONVENTIONS)
-    if not isinstance(known, dict) or not str(cast("dict[str, Any]", known).get("format")).startswith("capture-"):
-        return {}, dict(metadata)
-    listed = cast("dict[str, Any]", known).get("as_text")
-    fields = as_values(metadata, cast("list[list[str | int]]", listed) if isinstance(listed, list) else [])
+    known = conventions_of(entry.metadata)
+    if not str(known.get("format")).startswith("capture-"):
+        return {}, dict(entry.metadata)
+    fields = as_values(entry.metadata, known.get("as_text"))
     return fields.pop(CONVENTIONS), fields
 
 

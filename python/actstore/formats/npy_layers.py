@@ -57,16 +57,35 @@ class _Pass:
 
 
 def _read(root: Path) -> Source:
-    passes = [_opened(root, path) for path in _pass_paths(root)]
+    passes, damaged = _passes(root)
+    total, more = read_paired(root)
+    if damaged and not passes and not total:
+        # Of the source as a whole there is nothing to read.
+        damaged[0].load()
     notes = [
         f"the program that wrote `{passed.path / _NPZ}` took the token at the number of real tokens less one, in "
         "batches padded on the left: of each batch only the longest prompts have their last token"
         for passed in passes
         if passed.positions == "unverified"
     ]
-    total, more = read_paired(root)
-    entries = itertools.chain((pending for passed in passes for pending in _entries(passed)), more)
-    return Source(total + sum(len(passed.records) for passed in passes), entries, tuple(notes))
+    entries = itertools.chain((pending for passed in passes for pending in _entries(passed)), damaged, more)
+    return Source(total + len(damaged) + sum(len(passed.records) for passed in passes), entries, tuple(notes))
+
+
+def _passes(root: Path) -> tuple[list[_Pass], list[Pending]]:
+    """The passes, and those that are damaged, each one part of the source that says its error."""
+    passes: list[_Pass] = []
+    damaged: list[Pending] = []
+    for path in _pass_paths(root):
+        try:
+            passes.append(_opened(root, path))
+        except ActstoreError as error:
+            damaged.append(Pending(path.absolute().name, partial(_refuse, error)))
+    return passes, damaged
+
+
+def _refuse(error: ActstoreError) -> Imported:
+    raise error
 
 
 def _pass_paths(root: Path) -> list[Path]:

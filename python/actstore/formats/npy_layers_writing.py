@@ -11,7 +11,7 @@ import numpy as np
 from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
 from actstore.formats.record import CONVENTIONS, conventions_of
-from actstore.formats.tree import Tree, file_name
+from actstore.formats.tree import file_name
 from actstore.formats.widening import beyond_numpy, entry_bytes, widen
 from actstore.hook_points import parse
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from actstore.entry import Entry
     from actstore.formats.record import Export
+    from actstore.formats.tree import Tree
 
 __all__ = ["write"]
 
@@ -51,7 +52,7 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
         message = f"entry `{passes[''][0]}` is of no pass, but others are; export them to two places"
         raise InvalidInputError("invalid_metadata", message)
     layers = {name: _checked(export, keys) for name, keys in passes.items()}
-    with Tree(export.target, export.identity, replaces) as tree:
+    with export.tree(export.target, replaces) as tree:
         tree.put("run_config.json", lambda: json.dumps(_run(export), indent=2).encode("ascii"))
         for name in sorted(passes):
             _write_pass(export, tree, name, passes[name], layers[name])
@@ -104,7 +105,7 @@ def _write_pass(export: Export, tree: Tree, name: str, keys: list[str], points: 
                 _write_layer(export, path, keys, point, kind)
     for key in keys:
         entry = export.store[key]
-        export.wrote(key, sum(entry_bytes(entry, point) for point in points))
+        export.wrote(key, points, sum(entry_bytes(entry, point) for point in points))
 
 
 def _write_layer(export: Export, path: Path, keys: list[str], point: str, kind: tuple[str, int]) -> None:

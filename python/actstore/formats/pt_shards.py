@@ -256,4 +256,4 @@ def _write(export: Export) -> None:
     write(export, _recognises if export.overwrite else None)
 
 
-PT_SHARDS = Format(_NAME, _recognises, _read, _write)
+PT_SHARDS = Format(_NAME, _recognises, _read, _write, ("float16", "bfloat16", "float32"), has_shards=True)

@@ -7,19 +7,23 @@ from collections import defaultdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from actstore import _core
 from actstore.errors import InvalidInputError
 from actstore.formats.as_text import as_values
+from actstore.formats.conversion import CONVERTIBLE, convert
 from actstore.formats.record import CONVENTIONS, conventions_of
-from actstore.formats.tree import Tree, file_name, is_begun
-from actstore.formats.widening import entry_bytes
+from actstore.formats.tree import file_name, is_begun
 from actstore.hook_points import canonical, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
+
     from actstore.entry import Entry
     from actstore.formats.record import Export
+    from actstore.formats.tree import Tree
 
 __all__ = ["write"]
 
@@ -54,13 +58,14 @@ def write(export: Export, replaces: Callable[[Path], bool] | None) -> None:
     if len(paths) != len(groups):
         raise InvalidInputError("invalid_metadata", "two models have the same directory; export them to two places")
     # Everything is checked before anything is written.
-    checked = [(path, paths[path], *_checked(export, groups[paths[path]])) for path in sorted(paths, key=_parts)]
+    checked = [(path, paths[path], *_checked(export, path, groups[paths[path]])) for path in sorted(paths, key=_parts)]
     left = _left(export, [path for path, *_ in checked])
-    trees = {path: Tree(export.target / path, export.identity, replaces) for path in left}
+    trees = {path: export.tree(export.target / path, replaces) for path in left}
     for tree in trees.values():
         tree.begin()
+    # Other exports may lie beside them.
+    export.places = [export.target / path for path, *_ in checked]
     for path, place, keys, layers in checked:
-        export.parts.append(export.target / path)
         if path not in trees:
             _count(export, keys, layers)
             continue
@@ -97,18 +102,22 @@ def _place(entry: Entry) -> _Place:
     return _Place(*(str(name) for name in names))
 
 
-def _checked(export: Export, keys: list[str]) -> tuple[list[str], list[int]]:
+def _checked(export: Export, path: str, keys: list[str]) -> tuple[list[str], list[int]]:
     """The keys in the order of their rows, and the layers that every entry has alike."""
     numbers: list[Any] = [export.store[key].metadata.get("row") for key in keys]
     if all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         keys = [key for _, key in sorted(zip(numbers, keys, strict=True))]
         if sorted(numbers) != list(range(len(keys))):
-            export.note("rows are missing or named twice, so row i of one split is not row i of the other")
-    first = _layout(export.store[keys[0]])
+            export.note(
+                f"rows of `{path}` are missing or named twice, so that its row i need not be that of another split"
+            )
+    first = _layout(export, export.store[keys[0]])
     for key in keys:
         entry = export.store[key]
-        if _layout(entry) != first:
+        if _layout(export, entry) != first:
             message = f"entry `{key}` has other layers, dtypes or widths than `{keys[0]}`; a shard holds one of each"
+            if export.dtype is None:
+                message += ", and `dtype` makes one dtype of several"
             raise InvalidInputError("invalid_tensor", message)
         for point in entry.points:
             if parse(point)[0] != "resid_post":
@@ -117,11 +126,16 @@ def _checked(export: Export, keys: list[str]) -> tuple[list[str], list[int]]:
         raise InvalidInputError(
             "invalid_tensor", f"entry `{keys[0]}` has no `resid_post`, which `pt-shards` is made of"
         )
+    if export.layers is not None and max(first) >= export.layers:
+        message = (
+            f"`layers` is `{export.layers}`, but `resid_post.{max(first)}` is stored; give the layers of the model"
+        )
+        raise InvalidInputError("unknown_layer", message)
     return keys, list(first)
 
 
-def _layout(entry: Entry) -> dict[int, tuple[str, int]]:
-    """dtype and width of the residual stream at each layer."""
+def _layout(export: Export, entry: Entry) -> dict[int, tuple[str, int]]:
+    """dtype, as it goes out, and width of the residual stream at each layer."""
     layout: dict[int, tuple[str, int]] = {}
     for kind, layer in map(parse, entry.points):
         if kind == "resid_post" and layer is not None:
@@ -130,8 +144,16 @@ def _layout(entry: Entry) -> dict[int, tuple[str, int]]:
             if len(shape) != 2 or not shape[0]:
                 message = f"`{point}` of entry `{entry.key}` has the shape {list(shape)}, not `[positions, d]`"
                 raise InvalidInputError("invalid_tensor", message)
-            layout[layer] = (entry.dtype(point), shape[1])
+            layout[layer] = (_dtype(export, entry, point), shape[1])
     return layout
+
+
+def _dtype(export: Export, entry: Entry, point: str) -> str:
+    stored = entry.dtype(point)
+    if export.dtype not in (None, stored) and stored not in CONVERTIBLE:
+        message = f"`{point}` of entry `{entry.key}` is {stored}, which is not converted to `{export.dtype}`"
+        raise InvalidInputError("invalid_tensor", message)
+    return export.dtype or stored
 
 
 def _write_split(export: Export, tree: Tree, place: _Place, keys: list[str], layers: list[int]) -> None:
@@ -154,10 +176,10 @@ def _write_split(export: Export, tree: Tree, place: _Place, keys: list[str], lay
 
 
 def _count(export: Export, keys: list[str], layers: list[int]) -> None:
-    points = [canonical(("resid_post", layer)) for layer in layers]
+    points, sizes = [canonical(("resid_post", layer)) for layer in layers], dict(_core.dtypes())
     for key in keys:
         entry = export.store[key]
-        export.wrote(key, sum(entry_bytes(entry, point) // entry.shape(point)[0] for point in points))
+        export.wrote(key, points, sum(entry.shape(point)[1] * sizes[_dtype(export, entry, point)] for point in points))
 
 
 def _save(export: Export, keys: list[str], point: str, path: Path) -> None:
@@ -166,7 +188,32 @@ def _save(export: Export, keys: list[str], point: str, path: Path) -> None:
 
     one_each = all(export.store[key].shape(point)[0] == 1 for key in keys)
     rows = export.store.scan(point, "all" if one_each else "last", keys=keys)
-    torch.save(torch.cat([torch.as_tensor(row) for _, row in rows]), path)
+    torch.save(_converted(export, keys, point, torch.cat([torch.as_tensor(row) for _, row in rows])), path)
+
+
+def _converted(export: Export, keys: list[str], point: str, values: torch.Tensor) -> torch.Tensor:
+    """`values`, a row of each of `keys`, in the dtype asked for; what that costs is refused or noted."""
+    if export.dtype is None:
+        return values
+    converted, beyond, rounded = convert(values, export.dtype)
+    if beyond.any() and export.overflow == "error":
+        row = int(beyond.any(1).int().argmax())
+        message = (
+            f"entry `{keys[row]}` has `{values[row][beyond[row]][0].item():g}` at `{point}`, which is beyond "
+            f"{export.dtype}; the `overflow` `saturate` makes it the largest value, or choose another `dtype`"
+        )
+        raise InvalidInputError("float16_overflow", message)
+    if rounded:
+        export.note(f"values were rounded to {export.dtype}", rounded)
+    if beyond.any():
+        export.note(f"values beyond {export.dtype} became its largest", int(beyond.count_nonzero()))
+    return converted
+
+
+def _model_layers(entry: Entry) -> int | None:
+    """How many layers the model has, where `capture` recorded it."""
+    run: Any = entry.metadata.get("run")
+    return cast("dict[str, Any]", run).get("num_layers") if isinstance(run, dict) else None
 
 
 def _settings(export: Export, place: _Place, keys: list[str], layers: list[int]) -> dict[str, Any]:
@@ -182,8 +229,8 @@ def _settings(export: Export, place: _Place, keys: list[str], layers: list[int])
         "split": place.split,
         "total_examples": len(keys),
         "shard_size": export.shard_size,
-        "batch_size": had.get("batch_size", 1),
+        "batch_size": had.get("batch_size", entry.metadata.get("batch_size", 1)),
         "hidden_dim": entry.shape(canonical(("resid_post", layers[0])))[1],
-        "num_layers": export.layers or had.get("num_layers", counted),
+        "num_layers": export.layers or had.get("num_layers", _model_layers(entry) or counted),
     }
     return fields | {name: value for name, value in had.items() if name not in fields}

@@ -6,9 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from actstore.entry import key_of_prompt
+from actstore.formats.tree import DryTree, Tree
 from actstore.reports import Damage
 
 if TYPE_CHECKING:
@@ -80,11 +82,13 @@ class Source:
 class Export:
     """What the format of that name writes and where, and what it says about it.
 
-    `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `overwrite`: whether an earlier
-    export in the place may be removed. A format calls `wrote` for each entry, in the order in which it reads them
-    again; what it cannot hold it says to `note`, and an entry that it cannot hold at all it leaves out. `places`: what
-    the files of the export are in, `target` and what a format puts beside it. `parts`: what of `target` it wrote, in
-    that order, where other exports may lie beside it.
+    `layers`: how many the model has; None where nobody said. `shard_size`: rows a file. `dtype`: what activations are
+    converted to, None for what they are, and `overflow` what becomes of finite values beyond it: `error` or `saturate`.
+    `overwrite`: whether an earlier export in the place may be removed. `dry_run`: whether nothing is written. A format
+    puts its files into what `tree` gives, and calls `wrote` for each entry, in the order in which it reads them again,
+    so that `written` has the hook points of each by its key; what it cannot hold it says to `note`, and an entry that
+    it cannot hold at all it leaves out. `places`: the trees that the export consists of, in that order: `target`, but
+    where a format says otherwise.
     """
 
     store: Store
@@ -93,13 +97,15 @@ class Export:
     target: Path
     layers: int | None
     shard_size: int
+    dtype: str | None
+    overflow: str
     overwrite: bool
+    dry_run: bool
     progress: Callable[[int, int, int], object] | None = None
     raw_bytes: int = 0
-    written: list[str] = field(default_factory=list[str])
+    written: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
     notes: dict[str, int] = field(default_factory=dict[str, int])
     left_out: list[Damage] = field(default_factory=list[Damage])
-    parts: list[Path] = field(default_factory=list["Path"])
     places: list[Path] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,14 +114,20 @@ class Export:
     @cached_property
     def identity(self) -> str:
         """Digest of what is exported and how: of equal ones the files are equal."""
-        digest = hashlib.sha256(json.dumps([self.format, self.layers, self.shard_size]).encode())
+        how = [self.format, self.layers, self.shard_size, self.dtype, self.overflow]
+        digest = hashlib.sha256(json.dumps(how).encode())
         for key in self.keys:
             digest.update(json.dumps([key, self.store[key].content_id]).encode())
         return digest.hexdigest()
 
-    def wrote(self, key: str, raw_bytes: int) -> None:
-        """Count an entry and show it."""
-        self.written.append(key)
+    def tree(self, place: Path, replaces: Callable[[Path], bool] | None) -> Tree:
+        """The tree that grows to be `place`; in a dry run one of which nothing is written. Errors: `store_exists`."""
+        return (DryTree if self.dry_run else Tree)(place, self.identity, replaces)
+
+    def wrote(self, key: str, points: Iterable[str], raw_bytes: int) -> None:
+        """Count an entry, of which the files have the activations at `points`, and show it."""
+        # Of points that are the same for many entries, as most are, the names are held once.
+        self.written[key] = tuple(map(intern, points))
         self.raw_bytes += raw_bytes
         self._show()
 
@@ -128,19 +140,25 @@ class Export:
         if self.progress is not None:
             self.progress(len(self.written) + len(self.left_out), len(self.keys), self.raw_bytes)
 
-    def note(self, sentence: str) -> None:
+    def note(self, sentence: str, count: int = 1) -> None:
         """Say once, with a count, what entries lose in this format."""
-        self.notes[sentence] = self.notes.get(sentence, 0) + 1
+        self.notes[sentence] = self.notes.get(sentence, 0) + count
 
 
 @dataclass(frozen=True)
 class Format:
-    """A layout for exchange. `recognises` looks at the content of a path; `read` opens nothing for writing."""
+    """A layout for exchange. `recognises` looks at the content of a path; `read` opens nothing for writing.
+
+    `dtypes`: what activations may be converted to on their way out, for a format that leaves the choice.
+    `has_shards`: whether how many rows go into a file is a choice too.
+    """
 
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path], Source]
     write: Callable[[Export], None]
+    dtypes: tuple[str, ...] = ()
+    has_shards: bool = False
 
 
 def conventions_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from actstore.formats.record import Format
 
-__all__ = ["AUTO", "FAMILIES", "find", "format_of", "names", "source_path"]
+__all__ = ["AUTO", "FAMILIES", "find", "format_of", "is_store", "names", "source_path"]
 
 AUTO = "auto"
-_OWN_LOCK = "actstore.lock"
-"""A store of our own has it, and may have too many files to look through."""
+_OWN_FILES = ("actstore.lock", "actstore.manifest")
+"""A store of our own has one of them."""
 
 _TABLE = {
     "actlog-json-v1": "actstore.formats.actlog_json:V1",
@@ -54,10 +54,16 @@ def find(name: str) -> Format:
 def format_of(path: str | os.PathLike[str], among: str = "") -> Format | None:
     """The format of what lies at `path`, by its content, of those whose name begins with `among`; None for none."""
     place = Path(path)
-    if is_partial(place) or (place / _OWN_LOCK).exists():
+    # A store of our own may have too many files to look through.
+    if is_partial(place) or is_store(place):
         return None
     candidates = (name for name in _TABLE if name.startswith(among))
     return next((format for format in map(find, candidates) if format.recognises(place)), None)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a store of our own lies at `path`."""
+    return any((path / name).exists() for name in _OWN_FILES)
 
 
 def source_path(path: str | os.PathLike[str], name: str) -> tuple[Path, Format]:
@@ -84,4 +90,6 @@ def source_path(path: str | os.PathLike[str], name: str) -> tuple[Path, Format]:
         what = "is in none of the formats " + ", ".join(f"`{known}`" for known in _TABLE)
     other = format_of(place)
     also = f"; it looks like `{other.name}`" if other is not None else ""
+    if is_store(place):
+        also = "; it is a store of actstore already, which `migrate` brings to another"
     raise NotFoundError("not_a_store", f"`{place}` {what}{also}")

@@ -5,7 +5,15 @@ What is new is written to stores of actstore's own, which everything else in the
 read; `actstore.migrate` brings it into a store.
 """
 
+from actstore.data import ActivationParser
 from actstore.legacy.loggers import ActivationsLogger, JsonActivationsLogger
 from actstore.legacy.storage import ActivationStorage
+from actstore.pipelines import reconstruct_inference
 
-__all__ = ["ActivationStorage", "ActivationsLogger", "JsonActivationsLogger"]
+__all__ = [
+    "ActivationParser",
+    "ActivationStorage",
+    "ActivationsLogger",
+    "JsonActivationsLogger",
+    "reconstruct_inference",
+]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from actstore.legacy.extraction import States
-    from actstore.legacy.old import OldJson, OldLmdb
+    from actstore.legacy.old import OldLog
     from actstore.legacy.own import OwnLog
 
     PathLike = str | os.PathLike[str]
@@ -66,7 +66,7 @@ class Logger:
         self._map_size = map_size
         self._verbose = verbose
         old = open_old(self.path)
-        self._open: OwnLog | OldJson | OldLmdb | None = (
+        self._open: OwnLog | OldLog | None = (
             old if old is not None else open_own(self.path, backend, codec, read_only=read_only)
         )
 
@@ -144,7 +144,7 @@ class Logger:
         self.close()
 
     @property
-    def _log(self) -> OwnLog | OldJson | OldLmdb:
+    def _log(self) -> OwnLog | OldLog:
         if self._open is None:
             raise ReadOnlyError("closed", f"the log `{self.path}` is closed; open it again")
         return self._open

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from actstore import store as stores
+from actstore.errors import InvalidInputError
 from actstore.formats.actlog import has_batch_axis, imported, logged_record, logged_states
 from actstore.options import open_existing
 
@@ -29,10 +30,26 @@ def open_own(path: Path, backend: str, codec: str | None, *, read_only: bool) ->
     """
     if read_only:
         return OwnLog(stores.open(path))
-    existing = open_existing(path, {"backend": backend, "codec": codec})
-    if existing is not None:
-        return OwnLog(existing)
-    return OwnLog(stores.create(path, backend, codec=codec, on_conflict="replace"))
+    existing = open_existing(path, {})
+    if existing is None:
+        return OwnLog(stores.create(path, backend, codec=codec, on_conflict="replace"))
+    try:
+        _require(existing, {"backend": backend, "compression": codec})
+    except BaseException:
+        existing.close()
+        raise
+    return OwnLog(existing)
+
+
+def _require(store: Store, asked: Mapping[str, str | None]) -> None:
+    has = {"backend": store.backend, "compression": store.settings.get("codec")}
+    for name, wanted in asked.items():
+        if wanted is not None and wanted != has[name]:
+            message = (
+                f"`{name}` is `{wanted}`, but the store `{store.path}` was created with `{has[name]}`; "
+                "log to another path, or with the logger and options that it was created with"
+            )
+            raise InvalidInputError("invalid_option", message)
 
 
 class OwnLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from actstore.formats.reading import read_json
 from actstore.formats.widening import widen
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
     from numpy.typing import NDArray
 
@@ -189,13 +190,23 @@ def _plain(activations: Mapping[str, Any]) -> Captured:
     """`activations` with NumPy arrays in dtypes that NumPy has, and metadata that JSON can hold."""
     layers = {
         layer: {kind: _array(f"{layer}/{kind}", array) for kind, array in kinds.items()}
-        for layer, kinds in activations.get("layers", {}).items()
+        for layer, kinds in _layers(activations).items()
     }
     metadata = json.loads(_json(dict(activations.get("metadata", {}))))
     try:
         return checked({"metadata": metadata, "layers": layers}, "`activations`")
     except CorruptError as error:
         raise InvalidInputError("invalid_tensor", error.message) from None
+
+
+def _layers(activations: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The arrays by layer and kind. Errors: `invalid_tensor`."""
+    layers: Any = activations.get("layers")
+    if isinstance(layers, Mapping) and all(isinstance(kinds, Mapping) for kinds in cast("Any", layers).values()):
+        return cast("Mapping[str, Mapping[str, Any]]", layers)
+    shape = '`{"metadata": {...}, "layers": {"layer_5": {"hidden_states": array}}}`'
+    message = f"`activations` has no `layers` with arrays by kind, it has {list(activations)}; give {shape}"
+    raise InvalidInputError("invalid_tensor", message)
 
 
 def _array(name: str, array: object) -> NDArray[Any]:

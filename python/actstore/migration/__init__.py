@@ -36,6 +36,7 @@ def migrate(
     keys: str | Iterable[str] | None = None,
     layers: LayersLike | None = None,
     points: PointLike | Iterable[PointLike] | None = None,
+    shard_size: int | None = None,
     on_conflict: str = "error",
     verify: bool = False,
     dry_run: bool = False,
@@ -54,11 +55,11 @@ def migrate(
     left out, they are those of the source where the backend has them. One that exists must have what is given.
 
     `keys`: these entries, in this order. `points`: these hook points of each entry, in any spelling; one without a
-    layer, such as `resid_post`, at each of `layers`, and left out every point at `layers`. `on_conflict`: what becomes
-    of a key that the target has with other content, as for `create`. `verify` reads the target again and holds its
-    content ids, computed from what it decodes to, against those of the source. `dry_run` writes nothing and estimates
-    from a sample of 16 entries. `progress(done, total, raw_bytes)` counts entries, for `verify` from zero again, and
-    may raise to stop; what was done before then stays.
+    layer, such as `resid_post`, at each of `layers`, and left out every point at `layers`. `shard_size`: as for
+    `export_store`. `on_conflict`: what becomes of a key that the target has with other content, as for `create`.
+    `verify` reads the target again and holds its content ids, computed from what it decodes to, against those of the
+    source. `dry_run` writes nothing and estimates from a sample of 16 entries. `progress(done, total, raw_bytes)`
+    counts entries, for `verify` from zero again, and may raise to stop; what was done before then stays.
 
     Errors: `InvalidInputError` (`invalid_option`, `unknown_layer`, `unknown_point`), `NotFoundError` (`not_a_store`,
     `no_such_key`), `KeyConflictError`, and `CorruptError` for a damaged entry, which ends the migration, and for what
@@ -74,7 +75,7 @@ def migrate(
         "dtype": None if dtype is None else dtype_name(dtype),
         "overflow": overflow,
     }
-    request = Request(source_format, target_format, options, keys, layers, points, on_conflict)
+    request = Request(source_format, target_format, options, keys, layers, points, on_conflict, shard_size)
     if is_exchange(source, source_format, target_format):
         return exchange(source, target, request, verify=verify, dry_run=dry_run, progress=progress)
     with opened(source, target, request, dry_run=dry_run) as migration:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["exchange", "is_exchange"]
 
 _SELECTIONS = ("keys", "layers", "points")
+_CONVERSIONS = ("dtype", "overflow")
+"""Settings that an export takes too."""
 
 
 def is_exchange(source: Place, source_format: str | None, target_format: str | None) -> bool:
@@ -57,13 +59,14 @@ def exchange(
     if not outwards:
         return _import(source, target, request, verify=verify, dry_run=dry_run, progress=progress)
     _refuse(request, ["on_conflict"], given)
-    _refuse(request, list(request.options), request.options)
+    converts = _CONVERSIONS if formats.find(str(request.target_format)).dtypes else ()
+    _refuse(request, [name for name in request.options if name not in converts], request.options)
     if isinstance(target, Store):
         message = f"`target_format` is `{request.target_format}`, but the target is a store; give a path"
         raise InvalidInputError("invalid_option", message)
     if inwards:
         return _through_a_store(source, Path(target), request, verify=verify, dry_run=dry_run, progress=progress)
-    options: dict[str, Any] = {"verify": verify, "dry_run": dry_run, "progress": progress}
+    options: dict[str, Any] = {"verify": verify, "dry_run": dry_run, "progress": progress, **_shape(request)}
     return formats.export_store(source, target, str(request.target_format), keys=request.keys, **options)
 
 
@@ -72,14 +75,15 @@ def _through_a_store(
 ) -> MigrationReport:
     """From one format to another. A dry run only reads the source, as nothing is to be written."""
     refuse_inside(Path(source), target)
-    inner, format = replace(request, target_format=None), str(request.target_format)
+    inner, format = replace(request, target_format=None, options={}, shard_size=None), str(request.target_format)
     if dry_run:
         with stores.create(backend="memory") as nothing:
             read = _import(source, nothing, inner, verify=False, dry_run=True, progress=progress)
         return replace(read, target=target, backend=format)
     with _between(target) as between:
         imported = _import(source, between, inner, verify=verify, dry_run=False, progress=None)
-        exported = formats.export_store(between, target, format, verify=verify, progress=progress)
+        options: dict[str, Any] = {"verify": verify, "progress": progress, **_shape(request)}
+        exported = formats.export_store(between, target, format, **options)
     return replace(
         exported,
         source=imported.source,
@@ -90,11 +94,20 @@ def _through_a_store(
     )
 
 
+def _shape(request: Request) -> dict[str, Any]:
+    """What an export is asked to convert to, and how long to make its files, if anything."""
+    given = {**request.options, "shard_size": request.shard_size}
+    return {name: given[name] for name in (*_CONVERSIONS, "shard_size") if given.get(name) is not None}
+
+
 def _refuse(request: Request, names: list[str], given: Any) -> None:
     used = [name for name in names if given[name] is not None]
     if used:
         way = f"from `{request.source_format or AUTO}` to `{request.target_format or AUTO}`"
-        message = f"`{used[0]}` cannot be given {way}; import everything into a store, then migrate what is wanted"
+        instead = "import everything into a store, then migrate what is wanted"
+        if request.target_format in formats.names():
+            instead = "leave it out, or migrate to a store with it and export that"
+        message = f"`{used[0]}` cannot be given {way}; {instead}"
         raise InvalidInputError("invalid_option", message)
 
 

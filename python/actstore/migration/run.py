@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from actstore import _core
+from actstore import _core, formats
 from actstore import store as stores
 from actstore.errors import InvalidInputError
 from actstore.hook_points import choose
@@ -38,7 +38,10 @@ _SAMPLE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `migrate` that say what goes where and becomes what; `options` are those of `create`."""
+    """The arguments of `migrate` that say what goes where and becomes what; `options` are those of `create`.
+
+    Errors: `invalid_option` for a `shard_size` where files have none.
+    """
 
     source_format: str | None
     target_format: str | None
@@ -47,6 +50,13 @@ class Request:
     layers: LayersLike | None = None
     points: PointLike | Iterable[PointLike] | None = None
     on_conflict: str = "error"
+    shard_size: int | None = None
+
+    def __post_init__(self) -> None:
+        to = self.target_format
+        if self.shard_size is not None and not (to in formats.names() and formats.find(to).has_shards):
+            message = f"`shard_size` is for the format `pt-shards`, not for `{to}`; leave it out"
+            raise InvalidInputError("invalid_option", message)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -16,8 +15,9 @@ from actstore.data.logs import open_log
 from actstore.data.rows import KEY_FIELD, JsonLines
 from actstore.data.templates import KNOWN_TEMPLATES, best_template, check_template, without_template
 from actstore.data.unreadable import UNREADABLE
-from actstore.errors import CorruptError, InvalidInputError, StorageFullError, StorageIoError
+from actstore.errors import CorruptError, InvalidInputError
 from actstore.formats.place import refuse_inside
+from actstore.formats.tree import writing
 from actstore.reports import counted
 
 if TYPE_CHECKING:
@@ -174,6 +174,11 @@ class _Work:
         try:
             row = self._lines.parse(number, line)
             key = row.key(self._template)
+        except CorruptError as error:
+            self.corrupted += 1
+            self._tell(f"{error.message}; skipped")
+            return
+        try:
             if key in self._log:
                 write({**row.fields, **_answer(key, self._log.fields(key))})
                 self.matched += 1
@@ -183,7 +188,7 @@ class _Work:
                 self._tell(f"{row.name}: `{key}` has no entry")
         except UNREADABLE as error:
             self.corrupted += 1
-            self._tell(f"{self._lines.path} line {number} is skipped: {error.message}")
+            self._tell(f"{row.name} is skipped: {error.message}")
 
 
 def _answer(key: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -225,15 +230,15 @@ def _written(target: Path) -> Generator[Callable[[dict[str, Any]], None]]:
     """Writes rows beside `target`, and puts them there when all are written."""
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with _writing(target):
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             file = partial.open("w", encoding="utf-8")
         with file:
             yield lambda row: _write_row(file, row, target)
-            with _writing(target):
+            with writing(target):
                 file.flush()
                 os.fsync(file.fileno())
-        with _writing(target):
+        with writing(target):
             partial.replace(target)
     finally:
         if partial.is_file():
@@ -245,16 +250,5 @@ def _write_row(file: IO[str], row: dict[str, Any], target: Path) -> None:
         text = json.dumps(row)
     except (TypeError, ValueError, RecursionError) as error:
         raise CorruptError("malformed", f"entry `{row[KEY_FIELD]}` has a field that is no JSON: {error}") from None
-    with _writing(target):
+    with writing(target):
         file.write(f"{text}\n")
-
-
-@contextmanager
-def _writing(target: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            message = f"no space left while writing `{target}`; make some and repeat the command"
-            raise StorageFullError("storage_full", message) from error
-        raise StorageIoError("storage_io", f"cannot write `{target}`: {error.strerror or error}") from error

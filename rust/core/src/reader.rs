@@ -23,7 +23,7 @@ pub use self::scan::{Scan, Scanned};
 pub use self::selection::{Selected, read_selected, select};
 use self::selection::{lookup, read_into_own};
 pub use self::source::Vectors;
-pub use self::tokens::{Origins, Tokens};
+pub use self::tokens::{Batch, Batches, Entries, Tokens};
 use crate::codec::{Coded, Encoding, Model, decode};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Activation, Frame, frame_checksum, malformed, rows_of_frame, size};

@@ -36,7 +36,7 @@ mod _core {
     #[pymodule_export]
     use crate::store::{PyStore, PyStoredEntry, select_positions};
     #[pymodule_export]
-    use crate::vectors::{PyScan, PyTokens};
+    use crate::vectors::{PyEntries, PyScan, PyTokens};
     #[pymodule_export]
     use crate::writer::{PyBatch, PyWriter};
 

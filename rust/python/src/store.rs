@@ -137,17 +137,18 @@ impl PyStore {
         Ok((PyRows::of(rows), vectors.dtype.name(), vec![keys.len() as u64, vectors.width]))
     }
 
-    #[pyo3(signature = (point, positions, seed))]
+    #[pyo3(signature = (point, positions, seed, batch_size))]
     fn tokens(
         &self,
         py: Python<'_>,
         point: &str,
         positions: Option<PositionsLike>,
         seed: Option<u64>,
+        batch_size: u64,
     ) -> Outcome<PyTokens> {
         let positions = self::positions(positions)?;
         let tokens = py.detach(|| Tokens::new(&self.store, point, positions, seed))?;
-        Ok(PyTokens { tokens })
+        Ok(PyTokens::of(&self.store, tokens, batch_size))
     }
 
     fn delete(&self, py: Python<'_>, keys: Vec<String>) -> Outcome<u64> {

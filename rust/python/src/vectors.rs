@@ -1,7 +1,9 @@
 //! One hook point of many entries: activation after activation, or vectors of tokens.
 
-use actstore::error::{Error, Kind};
-use actstore::reader::{Ahead, Origins, Scan, Scanned, Tokens};
+use std::sync::Arc;
+
+use actstore::reader::{Ahead, Batch, Batches, Entries, Scan, Scanned, Tokens, Vectors};
+use actstore::store::Store;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -26,34 +28,43 @@ impl PyScan {
 
 #[pyclass(name = "Tokens", module = "actstore._core", frozen)]
 pub(crate) struct PyTokens {
-    pub(crate) tokens: Tokens,
+    vectors: Option<Vectors>,
+    entries: Arc<Entries>,
+    batches: Ahead<Batches>,
+}
+
+impl PyTokens {
+    pub(crate) fn of(store: &Arc<Store>, tokens: Tokens, size: u64) -> Self {
+        let (vectors, entries) = (tokens.vectors(), tokens.entries().clone());
+        Self { vectors, entries, batches: Ahead::new(store, Batches::new(tokens, size)) }
+    }
 }
 
 #[pymethods]
 impl PyTokens {
-    fn __len__(&self) -> usize {
-        usize::try_from(self.tokens.len()).unwrap_or(usize::MAX)
-    }
-
     /// Name of the dtype, and values of a vector.
     fn vectors(&self) -> Option<(&'static str, u64)> {
-        self.tokens.vectors().map(|vectors| (vectors.dtype.name(), vectors.width))
+        self.vectors.map(|vectors| (vectors.dtype.name(), vectors.width))
     }
 
-    fn read(&self, py: Python<'_>, start: u64, entries: PyBuffer<u32>, positions: PyBuffer<i64>) -> Outcome<PyRows> {
-        if entries.item_count() != positions.item_count() {
-            return Err(Error::new(Kind::InvalidTensor, "as many entries as positions are told").into());
-        }
-        let (mut of_entries, mut at) = (vec![0; entries.item_count()], vec![0; positions.item_count()]);
-        let origins = Origins { entries: &mut of_entries, positions: &mut at };
-        let rows = py.detach(|| self.tokens.read(start, origins))?;
-        entries.copy_from_slice(py, &of_entries)?;
-        positions.copy_from_slice(py, &at)?;
-        Ok(PyRows::of(rows))
+    fn entries(&self) -> PyEntries {
+        PyEntries(self.entries.clone())
     }
 
+    fn batch(&self, py: Python<'_>) -> Outcome<Option<(PyRows, PyRows, PyRows)>> {
+        let batch = py.detach(|| self.batches.next_part())?;
+        let all = |Batch { rows, entries, positions }| (PyRows::of(rows), PyRows::of(entries), PyRows::of(positions));
+        Ok(batch.map(all))
+    }
+}
+
+#[pyclass(name = "Entries", module = "actstore._core", frozen)]
+pub(crate) struct PyEntries(Arc<Entries>);
+
+#[pymethods]
+impl PyEntries {
     fn keys(&self, py: Python<'_>, entries: PyBuffer<u32>) -> Outcome<Vec<String>> {
-        let keys = entries.to_vec(py)?.into_iter().filter_map(|entry| self.tokens.key(entry));
+        let keys = entries.to_vec(py)?.into_iter().filter_map(|entry| self.0.key(entry));
         Ok(keys.map(str::to_owned).collect())
     }
 }

@@ -1,5 +1,7 @@
 //! The bytes of commits, seals and logs.
 
+use std::sync::Arc;
+
 use super::{Fields, count, malformed, small};
 use crate::codec::ModelId;
 use crate::entry::ContentId;
@@ -11,7 +13,7 @@ pub enum Change {
     /// An entry was written, or replaced one of the same key.
     Put {
         /// Its key.
-        key: String,
+        key: Arc<str>,
         /// Its content id.
         content_id: ContentId,
         /// File offset of its `entry` record.
@@ -22,7 +24,7 @@ pub enum Change {
     /// An entry was deleted.
     Delete {
         /// Its key.
-        key: String,
+        key: Arc<str>,
     },
 }
 
@@ -92,7 +94,7 @@ impl CommitRecord {
 
     fn decode_change(fields: &mut Fields<'_>) -> Result<Change> {
         let (code, length) = (fields.u8()?, fields.u16()?);
-        let key = fields.text(length.into())?.to_owned();
+        let key = Arc::from(fields.text(length.into())?);
         match code {
             1 => Ok(Change::Put { key, content_id: fields.array()?, offset: fields.u64()?, length: fields.u64()? }),
             2 => Ok(Change::Delete { key }),

@@ -1,57 +1,59 @@
 //! Token vectors of one hook point of a whole store, batch by batch, in the order of writing or shuffled.
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
+use super::ahead::Parts;
 use super::gather::room;
 use super::source::{Rows, Source, Vectors, read_rows};
-use super::{activation_of, lookup};
+use super::{PARALLEL_BYTES, activation_of, lookup};
 use crate::buffers::Buffer;
 use crate::entry::{ContentId, Document, Positions, StoredPositions};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::{malformed, size};
 use crate::shuffle::Shuffle;
-use crate::store::{Store, Stored, gone};
+use crate::store::{LoadedRoom, Store, Stored, gone};
 
 /// Entries that are looked up together.
-const LOOKED_UP: usize = 4096;
+const LOOKED_UP: usize = 1024;
 /// Bytes of entries that stay looked up. Of a shuffled batch, each of the others has to be looked up again.
 const HELD_BYTES: usize = 8 << 20;
-
-/// Vectors that are read in another order than they are stored in are all held where they take no more than this part of
-/// the store's memory: a frame is then read once and not for every row.
-const LOADED_PART: u64 = 4;
+/// Vectors that one task copies.
+const COPIED_TOGETHER: usize = 256;
 
 /// The token vectors at one hook point of every entry that had some when this was made.
 ///
-/// Takes about 64 bytes an entry besides its key, and 8 MiB at most for entries that stay looked up; for vectors nothing, or
-/// where they are shuffled a quarter of the store's memory.
+/// Takes about 128 bytes an entry besides its key, and 8 MiB at most for entries that stay looked up. Vectors that are read
+/// in another order than they are stored in are all held where the store has room for loaded ones: a frame is then read
+/// once and not for every row.
 pub struct Tokens {
     store: Arc<Store>,
     point: String,
     positions: Positions,
     vectors: Option<Vectors>,
-    entries: Vec<Listed>,
-    /// The first of the entries, ready to be read.
-    held: Vec<Ready>,
+    entries: Arc<Entries>,
+    /// Of the first of the entries, ready to be read.
+    held: Vec<Source>,
     shuffle: Option<Shuffle>,
     /// All vectors, in the order of writing.
-    loaded: OnceLock<Option<Buffer>>,
+    loaded: OnceLock<Option<Loaded>>,
 }
 
-/// An entry that has vectors.
+struct Loaded {
+    all: Buffer,
+    _room: LoadedRoom,
+}
+
+/// The entries that have vectors, in the order of writing.
+#[derive(Default)]
+pub struct Entries(Vec<Listed>);
+
 struct Listed {
     key: Arc<str>,
     content_id: ContentId,
     /// Number of the vector after its last one.
     end: u64,
-}
-
-/// An entry whose vectors can be read.
-struct Ready {
-    source: Source,
     selected: Box<[Stretch]>,
 }
 
@@ -65,12 +67,65 @@ struct Stretch {
     rows: u64,
 }
 
-/// Where the vectors of a batch come from.
-pub struct Origins<'a> {
-    /// Number of each one's entry, for [`Tokens::key`].
-    pub entries: &'a mut [u32],
-    /// Position of each; its row, where the entry does not tie rows to positions.
-    pub positions: &'a mut [i64],
+/// Vectors that are read together, and where they come from.
+pub struct Batch {
+    /// The vectors.
+    pub rows: Buffer,
+    /// The number of each one's entry, a native `u32`, for [`Entries::key`].
+    pub entries: Buffer,
+    /// The position of each, a native `i64`; its row, where the entry does not tie rows to positions.
+    pub positions: Buffer,
+}
+
+impl Batch {
+    /// Tells where `count` vectors from place `first` of the batch on come from, the first of them at `position`.
+    fn tell(&mut self, first: usize, count: usize, entry: usize, position: u64) {
+        let entries = self.entries.chunks_exact_mut(size_of::<u32>()).skip(first).take(count);
+        let positions = self.positions.chunks_exact_mut(size_of::<i64>()).skip(first);
+        for ((entry_at, position_at), position) in entries.zip(positions).zip(position..) {
+            tell_one(entry_at, position_at, entry, position);
+        }
+    }
+}
+
+fn tell_one(entry_at: &mut [u8], position_at: &mut [u8], entry: usize, position: u64) {
+    entry_at.copy_from_slice(&u32::try_from(entry).unwrap_or(u32::MAX).to_ne_bytes());
+    position_at.copy_from_slice(&position.to_ne_bytes());
+}
+
+/// Some vectors of a [`Batch`].
+struct Piece<'a> {
+    rows: &'a mut [u8],
+    entries: &'a mut [u8],
+    positions: &'a mut [u8],
+}
+
+/// The batches of [`Tokens`], `size` vectors each; the last one has what is left.
+pub struct Batches {
+    tokens: Tokens,
+    size: u64,
+    next: u64,
+}
+
+impl Batches {
+    /// Reads nothing yet.
+    pub fn new(tokens: Tokens, size: u64) -> Self {
+        Self { tokens, size, next: 0 }
+    }
+}
+
+impl Parts for Batches {
+    type Part = Batch;
+
+    fn next_part(&mut self) -> Result<Option<Batch>> {
+        let count = self.size.min(self.tokens.len() - self.next);
+        if count == 0 {
+            return Ok(None);
+        }
+        let batch = self.tokens.read(self.next, size(count)?)?;
+        self.next += count;
+        Ok(Some(batch))
+    }
 }
 
 impl Tokens {
@@ -82,24 +137,25 @@ impl Tokens {
             point: point.to_owned(),
             positions,
             vectors: None,
-            entries: Vec::new(),
+            entries: Arc::default(),
             held: Vec::new(),
             shuffle: None,
             loaded: OnceLock::new(),
         };
-        let (mut is_stored, mut room) = (false, HELD_BYTES);
+        let (mut entries, mut is_stored, mut held_bytes) = (Entries::default(), false, 0);
         for some in keys.chunks(LOOKED_UP) {
             let found: Vec<_> = store.pool().install(|| some.par_iter().map(|key| this.look_up(key)).collect())?;
             for (key, found) in some.iter().zip(found) {
                 let Some(found) = found? else { continue };
                 is_stored = true;
-                this.add(key, found, &mut room)?;
+                this.add(&mut entries, key, found, &mut held_bytes)?;
             }
         }
         if let Some(first) = keys.first().filter(|_| !is_stored) {
             store.entry(first)?.header().find(point)?;
         }
-        this.shuffle = seed.map(|seed| Shuffle::new(this.len(), seed));
+        this.shuffle = seed.map(|seed| Shuffle::new(entries.len(), seed));
+        this.entries = Arc::new(entries);
         Ok(this)
     }
 
@@ -110,65 +166,126 @@ impl Tokens {
 
     /// Vectors in all.
     pub fn len(&self) -> u64 {
-        self.entries.last().map_or(0, |listed| listed.end)
+        self.entries.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
-    /// The key of an entry by its number.
-    pub fn key(&self, entry: u32) -> Option<&str> {
-        self.entries.get(entry as usize).map(|listed| &*listed.key)
+    /// The entries, which batches name by number. Holding them holds no vectors.
+    pub fn entries(&self) -> &Arc<Entries> {
+        &self.entries
     }
 
-    /// Reads the vectors from place `start` of the order on: as many as there are origins to tell.
-    pub fn read(&self, start: u64, mut origins: Origins<'_>) -> Result<Buffer> {
+    /// Reads `count` vectors from place `start` of the order on.
+    pub fn read(&self, start: u64, count: usize) -> Result<Batch> {
         self.store.reading()?;
-        let count = origins.positions.len();
         let end = start.checked_add(count as u64).filter(|&end| end <= self.len());
         let end = end.ok_or_else(|| malformed(format!("`{count}` vectors from `{start}` on of `{}`", self.len())))?;
-        let Some(vectors) = self.vectors else { return self.store.buffers().take(0) };
-        let row_bytes = vectors.bytes()?;
-        let mut out = self.store.buffers().take(room(count, row_bytes)?)?;
-        let mut runs = self.runs(start..end, row_bytes, &mut out);
-        let loaded = self.loaded.get_or_init(|| self.load(vectors)).as_deref();
-        if let Some(all) = loaded {
-            runs.iter_mut().try_for_each(|run| run.copy(all, row_bytes))?;
+        let row_bytes = self.vectors.map_or(Ok(0), Vectors::bytes)?;
+        let take = |bytes| self.store.buffers().take(room(count, bytes)?);
+        let mut batch =
+            Batch { rows: take(row_bytes)?, entries: take(size_of::<u32>())?, positions: take(size_of::<i64>())? };
+        let mut numbers: Vec<_> = (start..end).collect();
+        self.shuffle.iter().for_each(|shuffle| shuffle.apply(&mut numbers));
+        match self.loaded.get_or_init(|| self.load()) {
+            Some(loaded) => self.copy(&loaded.all, &numbers, &mut batch)?,
+            None => self.read_stored(&numbers, &mut batch)?,
         }
-        let looked_up = self.look_up_missing(&runs)?;
-        let ready = |entry: usize| {
-            let later = || looked_up.binary_search_by_key(&entry, |(entry, _)| *entry).ok();
-            self.held.get(entry).or_else(|| Some(&looked_up.get(later()?)?.1))
-        };
-        let mut rows = Vec::with_capacity(runs.len());
-        for run in runs {
-            self.place(run, row_bytes, ready, &mut origins, &mut rows)?;
-        }
-        if loaded.is_none() {
-            let source = |entry: usize| Some((&*self.entries.get(entry)?.key, &ready(entry)?.source));
-            read_rows(&self.store, &self.point, vectors, rows, source)?;
-        }
-        Ok(out)
+        Ok(batch)
     }
 
-    /// `None` where they are too many, or where one cannot be read: the batch that it is in will say so.
-    fn load(&self, vectors: Vectors) -> Option<Buffer> {
-        let bytes = room(usize::try_from(self.len()).ok()?, vectors.bytes().ok()?).ok()?;
-        let is_small = bytes as u64 <= self.store.memory() / LOADED_PART && self.held.len() == self.entries.len();
-        let mut all = self.shuffle.as_ref().filter(|_| is_small).and_then(|_| self.store.buffers().take(bytes).ok())?;
-        let (mut rest, mut rows) = (&mut *all, Vec::with_capacity(self.held.len()));
-        for (source, ready) in self.held.iter().enumerate() {
-            for stretch in &ready.selected {
-                let (out, others) = rest.split_at_mut_checked(size(stretch.rows).ok()? * vectors.bytes().ok()?)?;
-                rows.push(Rows { source, first: stretch.row, out });
-                rest = others;
+    /// `None` where that is not needed, where there is no room, or where one cannot be read: the batch that it is in will
+    /// say so.
+    fn load(&self) -> Option<Loaded> {
+        self.shuffle.as_ref()?;
+        let row_bytes = self.vectors?.bytes().ok().filter(|&bytes| bytes > 0)?;
+        let bytes = room(usize::try_from(self.len()).ok()?, row_bytes).ok()?;
+        let room = self.store.room_to_load(bytes as u64)?;
+        let mut all = self.store.buffers().take(bytes).ok()?;
+        let mut rest = &mut *all;
+        for first in (0..self.entries.0.len()).step_by(LOOKED_UP) {
+            let mut rows = Vec::with_capacity(LOOKED_UP);
+            for (number, listed) in self.entries.0.iter().enumerate().skip(first).take(LOOKED_UP) {
+                for stretch in &listed.selected {
+                    let (out, others) = rest.split_at_mut_checked(size(stretch.rows).ok()? * row_bytes)?;
+                    rows.push(Rows { source: number, first: stretch.row, out });
+                    rest = others;
+                }
             }
+            self.read_rows(rows).ok()?;
         }
-        let source = |entry: usize| Some((&*self.entries.get(entry)?.key, &self.held.get(entry)?.source));
-        read_rows(&self.store, &self.point, vectors, rows, source).ok()?;
-        Some(all)
+        Some(Loaded { all, _room: room })
+    }
+
+    /// Takes vectors from all of them.
+    fn copy(&self, all: &[u8], numbers: &[u64], batch: &mut Batch) -> Result<()> {
+        let row_bytes = all.len() / size(self.len())?.max(1);
+        let Batch { rows, entries, positions } = batch;
+        if rows.len() < PARALLEL_BYTES {
+            return self.copy_some(all, numbers, Piece { rows, entries, positions });
+        }
+        let pieces = numbers
+            .par_chunks(COPIED_TOGETHER)
+            .zip(rows.par_chunks_mut(COPIED_TOGETHER * row_bytes))
+            .zip(entries.par_chunks_mut(COPIED_TOGETHER * size_of::<u32>()))
+            .zip(positions.par_chunks_mut(COPIED_TOGETHER * size_of::<i64>()));
+        let copy =
+            |(((numbers, rows), entries), positions)| self.copy_some(all, numbers, Piece { rows, entries, positions });
+        self.store.pool().install(|| pieces.try_for_each(copy))?
+    }
+
+    fn copy_some(&self, all: &[u8], numbers: &[u64], piece: Piece<'_>) -> Result<()> {
+        let row_bytes = piece.rows.len() / numbers.len().max(1);
+        let rows = piece.rows.chunks_exact_mut(row_bytes);
+        let entries = piece.entries.chunks_exact_mut(size_of::<u32>());
+        let positions = piece.positions.chunks_exact_mut(size_of::<i64>());
+        for (((&number, row), entry_at), position_at) in numbers.iter().zip(rows).zip(entries).zip(positions) {
+            let start = size(number)? * row_bytes;
+            row.copy_from_slice(all.get(start..start + row_bytes).ok_or_else(beyond_the_last)?);
+            let (entry, stretch, inside) = self.entries.place(number)?;
+            tell_one(entry_at, position_at, entry, stretch.position + inside);
+        }
+        Ok(())
+    }
+
+    /// Reads vectors where they are stored.
+    fn read_stored(&self, numbers: &[u64], batch: &mut Batch) -> Result<()> {
+        let mut out = std::mem::replace(&mut batch.rows, self.store.buffers().take(0)?);
+        let row_bytes = self.vectors.map_or(Ok(0), Vectors::bytes)?;
+        let (mut runs, mut place, mut rest) = (Vec::new(), 0, &mut *out);
+        for numbers in numbers.chunk_by(|left, right| left + 1 == *right) {
+            let (mine, others) = rest.split_at_mut(numbers.len() * row_bytes);
+            let number = numbers.first().copied().unwrap_or_default();
+            runs.push(Run { number, place, rows: numbers.len(), out: mine });
+            (rest, place) = (others, place + numbers.len());
+        }
+        let mut rows = Vec::with_capacity(runs.len());
+        for run in runs {
+            self.cut(run, row_bytes, batch, &mut rows)?;
+        }
+        self.read_rows(rows)?;
+        batch.rows = out;
+        Ok(())
+    }
+
+    /// Fills `rows`; their entries that are not held are looked up again.
+    fn read_rows(&self, rows: Vec<Rows<'_>>) -> Result<()> {
+        let Some(vectors) = self.vectors else { return Ok(()) };
+        let mut missing: Vec<_> = rows.iter().map(|rows| rows.source).filter(|&n| n >= self.held.len()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let look_up = |&number: &usize| self.look_up_again(number);
+        let found: Vec<_> = self.store.pool().install(|| missing.par_iter().map(look_up).collect())?;
+        let found = found.into_iter().collect::<Result<Vec<_>>>()?;
+        let again = |number: usize| found.get(missing.binary_search(&number).ok()?);
+        let source = |number: usize| {
+            let source = self.held.get(number).or_else(|| again(number))?;
+            Some((&*self.entries.0.get(number)?.key, source))
+        };
+        read_rows(&self.store, &self.point, vectors, rows, source)
     }
 
     /// `None` for an entry without the hook point, or deleted since it was listed.
@@ -180,102 +297,89 @@ impl Tokens {
         }
     }
 
-    fn look_up_again(&self, listed: &Listed) -> Result<Ready> {
+    fn look_up_again(&self, number: usize) -> Result<Source> {
+        let listed = self.entries.0.get(number).ok_or_else(beyond_the_last)?;
         let entry = self.store.reading()?.entry(&listed.key)?;
         let entry = entry.filter(|entry| entry.content_id() == listed.content_id).ok_or_else(|| gone(&listed.key))?;
-        self.found(&entry).map(|found| found.ready)
+        let (activation, _, _) = lookup(entry.as_ref(), &self.point, &self.positions)?;
+        Source::of(&entry, activation)
     }
 
     fn found(&self, entry: &Arc<dyn Stored>) -> Result<Found> {
         let (activation, vectors, selected) = lookup(entry.as_ref(), &self.point, &self.positions)?;
         let rows = activation_of(entry.as_ref(), activation)?.layout.rows();
         let selected = stretches(&entry.header().document, rows, selected);
-        let ready = Ready { source: Source::of(entry, activation)?, selected };
-        Ok(Found { content_id: entry.content_id(), vectors, ready })
+        let source = Source::of(entry, activation)?;
+        // What holds its whole entry is let go here, before others are looked up.
+        let held = source.held_bytes().map(|bytes| (source, bytes));
+        Ok(Found { content_id: entry.content_id(), vectors, selected, held })
     }
 
-    fn add(&mut self, key: &Arc<str>, found: Found, room: &mut usize) -> Result<()> {
-        let rows = found.ready.rows();
-        if rows == 0 {
-            return Ok(());
+    fn add(&mut self, entries: &mut Entries, key: &Arc<str>, found: Found, held_bytes: &mut usize) -> Result<()> {
+        let Found { content_id, vectors, selected, held } = found;
+        let Some(last) = selected.last() else { return Ok(()) };
+        if let Some((first, known)) = entries.0.first().zip(self.vectors) {
+            known.check_same(&first.key, vectors, key, &self.point)?;
         }
-        if let Some((first, vectors)) = self.entries.first().zip(self.vectors) {
-            vectors.check_same(&first.key, found.vectors, key, &self.point)?;
+        self.vectors = Some(vectors);
+        let end = entries.len() + last.before + last.rows;
+        // Only the first ones are held, without a gap, so that the number of an entry says whether it is.
+        let is_next = self.held.len() == entries.0.len();
+        if let Some((source, bytes)) = held.filter(|(_, bytes)| is_next && *held_bytes + bytes <= HELD_BYTES) {
+            *held_bytes += bytes;
+            self.held.push(source);
         }
-        self.vectors = Some(found.vectors);
-        let bytes = found.ready.held_bytes().filter(|bytes| bytes <= room);
-        *room = bytes.map_or(0, |bytes| *room - bytes);
-        self.held.extend(bytes.map(|_| found.ready));
-        let (key, content_id, end) = (key.clone(), found.content_id, self.len() + rows);
-        self.entries.push(Listed { key, content_id, end });
+        entries.0.push(Listed { key: key.clone(), content_id, end, selected });
         Ok(())
     }
 
-    /// The vectors of a batch, those together that follow each other in the store and in `out`; ascending.
-    fn runs<'a>(&self, places: Range<u64>, row_bytes: usize, mut out: &'a mut [u8]) -> Vec<Run<'a>> {
-        let mut numbers: Vec<_> = places.collect();
-        self.shuffle.iter().for_each(|shuffle| shuffle.apply(&mut numbers));
-        let (mut runs, mut place) = (Vec::with_capacity(if self.shuffle.is_some() { numbers.len() } else { 1 }), 0);
-        for numbers in numbers.chunk_by(|left, right| left + 1 == *right) {
-            let (mine, rest) = out.split_at_mut(numbers.len() * row_bytes);
-            let number = numbers.first().copied().unwrap_or_default();
-            runs.push(Run { number, place, rows: numbers.len(), out: mine });
-            (out, place) = (rest, place + numbers.len());
-        }
-        runs.sort_unstable_by_key(|run| run.number);
-        runs
-    }
-
-    /// The entries of `runs` that are not held, by number.
-    fn look_up_missing(&self, runs: &[Run<'_>]) -> Result<Vec<(usize, Ready)>> {
-        if self.held.len() == self.entries.len() {
-            return Ok(Vec::new());
-        }
-        let entries = |run: &Run<'_>| self.entry_of(run.number)..=self.entry_of(run.number + run.rows as u64 - 1);
-        let mut missing: Vec<_> = runs.iter().flat_map(entries).filter(|&entry| entry >= self.held.len()).collect();
-        missing.dedup();
-        let look_up = |&entry: &usize| {
-            let listed = self.entries.get(entry).ok_or_else(|| malformed("vectors beyond the last entry"))?;
-            self.look_up_again(listed).map(|ready| (entry, ready))
-        };
-        let found: Vec<_> = self.store.pool().install(|| missing.par_iter().map(look_up).collect())?;
-        found.into_iter().collect()
-    }
-
-    fn entry_of(&self, number: u64) -> usize {
-        self.entries.partition_point(|listed| listed.end <= number)
-    }
-
     /// Cuts a run where entries and their stretches end, and tells where its vectors come from.
-    fn place<'a, 'r>(
-        &self,
-        mut run: Run<'a>,
-        row_bytes: usize,
-        ready: impl Fn(usize) -> Option<&'r Ready>,
-        origins: &mut Origins<'_>,
-        rows: &mut Vec<Rows<'a>>,
-    ) -> Result<()> {
+    fn cut<'a>(&self, mut run: Run<'a>, row_bytes: usize, batch: &mut Batch, rows: &mut Vec<Rows<'a>>) -> Result<()> {
         while run.rows > 0 {
-            let source = self.entry_of(run.number);
-            let begin =
-                source.checked_sub(1).and_then(|before| self.entries.get(before)).map_or(0, |before| before.end);
-            let (stretch, inside) = ready(source)
-                .and_then(|ready| ready.stretch(run.number - begin))
-                .ok_or_else(|| malformed("vectors of an entry that was not looked up"))?;
+            let (source, stretch, inside) = self.entries.place(run.number)?;
             let count = size(stretch.rows - inside)?.min(run.rows);
             let (out, rest) = run.out.split_at_mut(count * row_bytes);
             rows.push(Rows { source, first: stretch.row + inside, out });
-            let places = run.place..run.place + count;
-            let number = u32::try_from(source).unwrap_or(u32::MAX);
-            origins.entries.get_mut(places.clone()).into_iter().for_each(|entries| entries.fill(number));
-            let positions = origins.positions.get_mut(places).into_iter().flatten();
-            let from = (stretch.position + inside).cast_signed();
-            positions.zip(from..).for_each(|(position, is)| *position = is);
+            batch.tell(run.place, count, source, stretch.position + inside);
             run =
                 Run { number: run.number + count as u64, place: run.place + count, rows: run.rows - count, out: rest };
         }
         Ok(())
     }
+}
+
+impl Entries {
+    /// The key of an entry by its number.
+    pub fn key(&self, entry: u32) -> Option<&str> {
+        self.0.get(entry as usize).map(|listed| &*listed.key)
+    }
+
+    /// Vectors of all of them.
+    fn len(&self) -> u64 {
+        self.0.last().map_or(0, |listed| listed.end)
+    }
+
+    /// The entry that a vector is of, the stretch that it lies in, and which row of that it is.
+    fn place(&self, number: u64) -> Result<(usize, Stretch, u64)> {
+        let entry = self.0.partition_point(|listed| listed.end <= number);
+        let begin = entry.checked_sub(1).and_then(|before| self.0.get(before)).map_or(0, |before| before.end);
+        let (stretch, inside) =
+            self.0.get(entry).and_then(|listed| listed.stretch(number - begin)).ok_or_else(beyond_the_last)?;
+        Ok((entry, stretch, inside))
+    }
+}
+
+impl Listed {
+    /// The stretch of a selected row, and which of its rows that is.
+    fn stretch(&self, nth: u64) -> Option<(Stretch, u64)> {
+        let after = self.selected.partition_point(|stretch| stretch.before <= nth);
+        let stretch = *self.selected.get(after.checked_sub(1)?)?;
+        Some((stretch, nth - stretch.before))
+    }
+}
+
+fn beyond_the_last() -> Error {
+    malformed("vectors beyond the last one")
 }
 
 /// Vectors that follow each other in the store, and in a batch.
@@ -287,58 +391,43 @@ struct Run<'a> {
     out: &'a mut [u8],
 }
 
-impl Run<'_> {
-    /// Takes the vectors from all of them.
-    fn copy(&mut self, all: &[u8], row_bytes: usize) -> Result<()> {
-        let start = size(self.number)? * row_bytes;
-        let vectors = all.get(start..start + self.out.len()).ok_or_else(|| malformed("vectors beyond the last one"))?;
-        self.out.copy_from_slice(vectors);
-        Ok(())
-    }
-}
-
 /// An entry that was looked up.
 struct Found {
     content_id: ContentId,
     vectors: Vectors,
-    ready: Ready,
-}
-
-impl Ready {
-    /// Selected rows.
-    fn rows(&self) -> u64 {
-        self.selected.last().map_or(0, |last| last.before + last.rows)
-    }
-
-    /// The stretch of a selected row, and which of its rows that is.
-    fn stretch(&self, nth: u64) -> Option<(Stretch, u64)> {
-        let after = self.selected.partition_point(|stretch| stretch.before <= nth);
-        let stretch = *self.selected.get(after.checked_sub(1)?)?;
-        Some((stretch, nth - stretch.before))
-    }
-
-    fn held_bytes(&self) -> Option<usize> {
-        self.source.held_bytes().map(|bytes| bytes + size_of_val(self.selected.as_ref()))
-    }
+    selected: Box<[Stretch]>,
+    /// What it is read from, and the bytes that takes; `None` where it would hold all of its entry.
+    held: Option<(Source, usize)>,
 }
 
 /// `selected` of the rows of an activation, or all.
 fn stretches(document: &Document, rows: u64, selected: Option<Vec<u64>>) -> Box<[Stretch]> {
     let stored = StoredPositions::of(document.positions.as_deref());
-    let is_tied = stored.count == rows;
+    let tied = document.positions.as_deref().filter(|_| stored.count == rows);
+    let Some(selected) = selected else {
+        return consecutive(tied.map_or_else(|| vec![[0, rows]], <[_]>::to_vec));
+    };
     let mut stretches: Vec<Stretch> = Vec::new();
-    let mut add = |row: u64| {
-        let position = stored.position_of(row).filter(|_| is_tied).unwrap_or(row);
+    for row in selected {
+        let position = tied.and_then(|_| stored.position_of(row)).unwrap_or(row);
         let follows = |last: &&mut Stretch| (last.row + last.rows, last.position + last.rows) == (row, position);
         let before = stretches.last().map_or(0, |last| last.before + last.rows);
         match stretches.last_mut().filter(follows) {
             Some(last) => last.rows += 1,
             None => stretches.push(Stretch { before, row, position, rows: 1 }),
         }
-    };
-    match selected {
-        Some(selected) => selected.into_iter().for_each(add),
-        None => (0..rows).for_each(&mut add),
     }
     stretches.into()
+}
+
+/// All rows, whose positions are these ranges, one after the other.
+fn consecutive(ranges: Vec<[u64; 2]>) -> Box<[Stretch]> {
+    let mut before = 0;
+    let stretch = |[start, stop]: [u64; 2]| {
+        let rows = stop - start;
+        let row = before;
+        before += rows;
+        Stretch { before: row, row, position: start, rows }
+    };
+    ranges.into_iter().map(stretch).filter(|stretch| stretch.rows > 0).collect()
 }

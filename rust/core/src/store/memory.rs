@@ -72,7 +72,7 @@ impl Backend for Memory {
             match operation {
                 Operation::Put(entry) => {
                     let entry: Arc<EncodedEntry> = Arc::from(entry);
-                    index.put(entry.header.document.key(), entry.clone());
+                    index.put(entry.header.document.key().into(), entry.clone());
                 }
                 Operation::Delete(key) => index.delete(&key),
             }

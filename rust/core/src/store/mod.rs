@@ -16,7 +16,7 @@ mod contract;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 pub(crate) use self::backend::gone;
@@ -63,10 +63,10 @@ impl BackendSpec {
     }
 }
 
-/// Most free memory to read into that a store keeps.
-const KEPT_BYTES: u64 = 64 << 20;
-/// Part of the memory of a store that it may be.
+/// Part of the memory of a store that free memory to read into takes, kept to be used again.
 const KEPT_PART: u64 = 4;
+/// Part of the memory of a store that vectors loaded as a whole take.
+const LOADED_PART: u64 = 4;
 
 /// Part of the memory of a store that entries looked up lately take.
 const RECENT_PART: u64 = 64;
@@ -91,6 +91,19 @@ pub struct Store {
     pool: Pool,
     buffers: Arc<Buffers>,
     recent: Recent,
+    loaded: Arc<AtomicU64>,
+}
+
+/// Room that loaded vectors take of a store's memory, until this is dropped.
+pub struct LoadedRoom {
+    bytes: u64,
+    loaded: Arc<AtomicU64>,
+}
+
+impl Drop for LoadedRoom {
+    fn drop(&mut self) {
+        self.loaded.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A writing session, as its store sees it: closing the store ends it first.
@@ -171,8 +184,9 @@ impl Store {
             models: Mutex::default(),
             sessions: Mutex::default(),
             pool: Pool::default(),
-            buffers: Buffers::new(usize::try_from(KEPT_BYTES.min(memory / KEPT_PART)).unwrap_or(0)),
+            buffers: Buffers::new(usize::try_from(memory / KEPT_PART).unwrap_or(0)),
             recent: Recent::new(usize::try_from(memory / RECENT_PART).unwrap_or(0)),
+            loaded: Arc::default(),
         }
     }
 
@@ -214,6 +228,14 @@ impl Store {
     /// Memory to read into.
     pub fn buffers(&self) -> &Arc<Buffers> {
         &self.buffers
+    }
+
+    /// Room for vectors that are loaded as a whole; `None` where all that are loaded would take over a quarter of the memory.
+    pub fn room_to_load(&self, bytes: u64) -> Option<LoadedRoom> {
+        let most = self.memory / LOADED_PART;
+        let more = |held: u64| held.checked_add(bytes).filter(|&all| all <= most);
+        self.loaded.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(LoadedRoom { bytes, loaded: self.loaded.clone() })
     }
 
     pub(crate) fn models(&self) -> &Mutex<Models> {
@@ -338,5 +360,24 @@ impl Drop for Store {
     fn drop(&mut self) {
         // Whoever needs to know whether closing went well calls `close`.
         let _what_close_would_have_said = self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loaded_vectors_share_a_quarter_of_the_memory() {
+        let json = r#"{"codec":"zstd","overflow":"error","on_conflict":"error","durability":"commit"}"#;
+        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
+        let store = Store::create(None, "memory", settings, 4000).unwrap();
+        let first = store.room_to_load(600);
+        assert!(first.is_some() && store.room_to_load(401).is_none());
+        let second = store.room_to_load(400);
+        assert!(second.is_some() && store.room_to_load(1).is_none());
+        drop(first);
+        assert!(store.room_to_load(600).is_some());
+        assert!(store.room_to_load(u64::MAX).is_none());
     }
 }

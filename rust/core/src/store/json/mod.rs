@@ -105,7 +105,7 @@ impl Json {
                 located.number = next_number;
             }
             next_number = next_number.max(located.number + 1);
-            index.put(&key, located);
+            index.put(key.into(), located);
         }
         let writer = WriterState { next_number, ..WriterState::default() };
         Self {
@@ -213,7 +213,7 @@ impl Json {
             match change {
                 Change::Put { entry, key, number, .. } => {
                     let (content_id, created) = (entry.content_id, entry.header.document.created);
-                    index.put(key, Located { number: *number, content_id, created });
+                    index.put((*key).into(), Located { number: *number, content_id, created });
                 }
                 Change::Delete { key } => index.delete(key),
             }

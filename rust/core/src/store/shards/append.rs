@@ -13,13 +13,16 @@ use crate::error::{Error, Kind, Result};
 use crate::files::{Appender, Disk, create_or_empty};
 use crate::format::{
     ALIGNMENT, Change, CommitRecord, EntryRecord, Extent, MAX_PAYLOAD_BYTES, ModelPlace, Place, RECORD_HEADER_BYTES,
-    RecordHeader, RecordType, Sealed, aligned, chain, payload_checksum, size,
+    RecordHeader, RecordType, Sealed, aligned, chain, malformed, payload_checksum, size,
 };
 use crate::hook_point::HookPoint;
 use crate::manifest::Manifest;
 
 const PADDING: [u8; RECORD_HEADER_BYTES] = [0; RECORD_HEADER_BYTES];
 const _: () = assert!(PADDING.len() as u64 >= ALIGNMENT);
+
+/// The system copies so many bytes, or more, while another thread hashes them.
+const HASHED_APART: u64 = 1 << 20;
 
 fn padding(length: u64) -> &'static [u8] {
     let missing = usize::try_from(aligned(length) - length).unwrap_or(0);
@@ -71,10 +74,22 @@ impl RecordFile {
         all.push(header.as_slice());
         all.extend_from_slice(parts);
         all.push(padding(length));
-        self.file.append(&all)?;
-        all.iter().for_each(|part| {
-            self.hasher.update(part);
-        });
+        let Self { file, hasher, .. } = self;
+        let mut hash = || {
+            all.iter().for_each(|part| {
+                hasher.update(part);
+            })
+        };
+        if length < HASHED_APART {
+            hash();
+            file.append(&all)?;
+        } else {
+            std::thread::scope(|scope| {
+                let hashing = scope.spawn(hash);
+                let appended = file.append(&all);
+                hashing.join().map_err(|_| malformed("hashing failed beyond repair")).and(appended)
+            })?;
+        }
         self.sequence += 1;
         Ok((offset, header))
     }
@@ -186,7 +201,7 @@ impl ShardWriter {
         for operation in operations {
             changes.push(match operation {
                 Operation::Put(entry) => self.write_entry(entry, &offsets.next().unwrap_or_default())?,
-                Operation::Delete(key) => Change::Delete { key: key.clone() },
+                Operation::Delete(key) => Change::Delete { key: key.as_str().into() },
             });
         }
         let commit =
@@ -251,7 +266,7 @@ impl ShardWriter {
         let record = EntryRecord { content_id: entry.content_id, offsets: offsets.to_vec(), header: &header };
         let payload = record.encode();
         let offset = self.append(RecordType::Entry, &[&payload])?;
-        let key = entry.header.document.key().to_owned();
+        let key = entry.header.document.key().into();
         Ok(Change::Put { key, content_id: entry.content_id, offset, length: payload.len() as u64 })
     }
 

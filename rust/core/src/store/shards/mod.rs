@@ -236,7 +236,7 @@ fn apply(index: &mut Index<Located>, shard: &Arc<Shard>, commit: &CommitRecord) 
     shard.add_models(&commit.models);
     for change in &commit.changes {
         match (change, Located::of(change, shard)) {
-            (Change::Put { key, .. }, Some(located)) => index.put(key, located),
+            (Change::Put { key, .. }, Some(located)) => index.put(key.clone(), located),
             (Change::Put { key, .. } | Change::Delete { key }, _) => index.delete(key),
         }
     }
