@@ -2,6 +2,8 @@
 
 mod positions;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -30,10 +32,9 @@ pub type ContentId = [u8; 32];
 
 /// Lower-case hex of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
-    let mut hex = String::with_capacity(2 * bytes.len());
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    hex.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
-    hex
+    let hex = digits.map(|digit| if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+    String::from_utf8(hex.collect()).unwrap_or_default()
 }
 
 /// SHA-256 hex of the prompt as fed to the tokenizer.
@@ -205,7 +206,7 @@ impl Document {
 
     /// The document as shown to people: the stored one with `prompt_sha256` and every field present.
     pub fn to_public_json(&self) -> Result<String> {
-        Public::of_stored(&self.to_json()?)
+        Public::of_stored(&self.to_json()?)?.to_json()
     }
 
     /// The parts that are content, as canonical JSON: keys sorted, no spaces, no key, no recipe, no time.
@@ -263,33 +264,61 @@ impl Document {
 }
 
 /// A document as shown to people. Its fields are not taken apart: they are shown as they are stored.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Public<'a> {
     #[serde(borrow)]
     key: Option<&'a RawValue>,
     key_recipe: Option<&'a RawValue>,
     prompt: Option<&'a RawValue>,
     response: Option<&'a RawValue>,
-    #[serde(default)]
-    prompt_sha256: Option<String>,
     prompt_length: Option<&'a RawValue>,
     positions: Option<&'a RawValue>,
     metadata: Option<&'a RawValue>,
     created: Option<&'a RawValue>,
 }
 
-impl Public<'_> {
-    /// A document as stored, made public.
-    pub(crate) fn of_stored(json: &str) -> Result<String> {
-        let shown = || {
-            let mut public: Public<'_> = serde_json::from_str(json)?;
-            let prompt = public.prompt.map(|prompt| serde_json::from_str::<String>(prompt.get())).transpose()?;
-            public.prompt_sha256 = prompt.as_deref().map(key_of_prompt);
-            public.metadata = public.metadata.or(Some(serde_json::from_str("{}")?));
-            public.created = public.created.or(Some(serde_json::from_str("0.0")?));
-            serde_json::to_string(&public)
-        };
-        shown().map_err(|e| Error::new(Kind::InvalidMetadata, format!("metadata cannot be shown: {e}")))
+impl<'a> Public<'a> {
+    /// Of a document as it is stored.
+    pub(crate) fn of_stored(json: &'a str) -> Result<Self> {
+        serde_json::from_str(json).map_err(not_shown)
+    }
+
+    /// Whether that is the key.
+    pub(crate) fn has_key(&self, key: &str) -> bool {
+        self.key.is_some_and(|stored| text_of(stored).is_ok_and(|stored| stored == key))
+    }
+
+    pub(crate) fn to_json(&self) -> Result<String> {
+        let prompt = self.prompt.map(text_of).transpose().map_err(not_shown)?;
+        let prompt_sha256 =
+            prompt.map_or_else(|| "null".to_owned(), |prompt| format!("\"{}\"", key_of_prompt(&prompt)));
+        let stored = |field: Option<&'a RawValue>, missing: &'a str| field.map_or(missing, RawValue::get);
+        let fields = [
+            ["{\"key\":", stored(self.key, "null")],
+            [",\"key_recipe\":", stored(self.key_recipe, "null")],
+            [",\"prompt\":", stored(self.prompt, "null")],
+            [",\"response\":", stored(self.response, "null")],
+            [",\"prompt_sha256\":", &prompt_sha256],
+            [",\"prompt_length\":", stored(self.prompt_length, "null")],
+            [",\"positions\":", stored(self.positions, "null")],
+            [",\"metadata\":", stored(self.metadata, "{}")],
+            [",\"created\":", stored(self.created, "0.0")],
+            ["}", ""],
+        ];
+        Ok(fields.as_flattened().concat())
+    }
+}
+
+fn not_shown(error: serde_json::Error) -> Error {
+    Error::new(Kind::InvalidMetadata, format!("metadata cannot be shown: {error}"))
+}
+
+/// The text that a JSON string says.
+fn text_of(json: &RawValue) -> serde_json::Result<Cow<'_, str>> {
+    match json.get().strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        Some(plain) if !plain.contains('\\') => Ok(Cow::Borrowed(plain)),
+        _ => serde_json::from_str(json.get()).map(Cow::Owned),
     }
 }
 
@@ -438,6 +467,41 @@ mod tests {
         let mut large = document(&format!(r#"{{"key_recipe":"prompt","prompt":"{text}"}}"#));
         large.assign_key(None).unwrap();
         assert_eq!(large.to_json().unwrap_err().kind(), Kind::LimitExceeded);
+    }
+
+    #[test]
+    fn every_field_is_shown_as_it_is_stored() {
+        let mut whole = Document {
+            key: Some("a \"key\"".to_owned()),
+            key_recipe: KeyRecipe::User,
+            prompt: Some("a\n\u{1F600}".to_owned()),
+            response: Some("b".to_owned()),
+            prompt_length: Some(2),
+            positions: Some(vec![[0, 3]]),
+            metadata: Map::from_iter([("n".to_owned(), 1.into())]),
+            created: 1.5,
+        };
+        let fields = |json: &str| serde_json::from_str::<Map<String, Value>>(json).unwrap();
+        let mut shown = fields(&whole.to_public_json().unwrap());
+        assert_eq!(shown.remove("prompt_sha256"), whole.prompt_sha256().map(Value::from));
+        assert_eq!(shown, fields(&whole.to_json().unwrap()));
+        (whole.prompt, whole.response, whole.prompt_length, whole.positions) = (None, None, None, None);
+        whole.metadata.clear();
+        let shown = fields(&whole.to_public_json().unwrap());
+        assert_eq!(shown.values().filter(|value| value.is_null()).count(), 5);
+        assert_eq!(shown.get("metadata"), Some(&Map::new().into()));
+        let bare = Public::of_stored("{}").unwrap().to_json().unwrap();
+        assert_eq!(fields(&bare).len(), 9);
+    }
+
+    #[test]
+    fn only_its_own_key_is_that_of_a_document() {
+        let stored = r#"{"key":"a\u0062","key_recipe":"user"}"#;
+        let shown = Public::of_stored(stored).unwrap();
+        assert!(shown.has_key("ab"));
+        assert!(!shown.has_key(r"a\u0062"));
+        assert!(!Public::of_stored("{}").unwrap().has_key(""));
+        assert!(Public::of_stored(r#"{"key":"k","later":1}"#).is_err());
     }
 
     #[test]

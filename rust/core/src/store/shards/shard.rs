@@ -84,19 +84,20 @@ impl Shard {
         payload_of(&self.file, &found)
     }
 
-    /// An `entry` record, header and payload, with one read.
-    fn read_entry(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
-        let mut record = vec![0; RECORD_HEADER_BYTES + size(length.min(MAX_PAYLOAD_BYTES))?];
-        self.file.read_at(offset, &mut record)?;
-        let damaged = |e: Error| e.within(named(&self.file, offset));
-        let (header, payload) =
-            record.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or_else(|| malformed("no record header"))?;
-        let header = RecordHeader::decode(header).map_err(damaged)?;
-        if (header.record_type, header.place) != (RecordType::Entry, self.place) {
-            return Err(damaged(malformed("another record stands where an entry was written")));
-        }
-        header.check(payload).map_err(damaged)?;
-        Ok(record)
+    /// Lends the payload of an `entry` record, read with its header at once.
+    fn with_entry<T>(&self, offset: u64, length: u64, f: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        lend(RECORD_HEADER_BYTES + size(length.min(MAX_PAYLOAD_BYTES))?, |record| {
+            self.file.read_at(offset, record)?;
+            let damaged = |e: Error| e.within(named(&self.file, offset));
+            let (header, payload) =
+                record.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or_else(|| malformed("no record header"))?;
+            let header = RecordHeader::decode(header).map_err(damaged)?;
+            if (header.record_type, header.place) != (RecordType::Entry, self.place) {
+                return Err(damaged(malformed("another record stands where an entry was written")));
+            }
+            header.check(payload).map_err(damaged)?;
+            f(payload)
+        })
     }
 
     fn read_model(&self, id: &ModelId) -> Result<Model> {
@@ -140,7 +141,7 @@ impl Located {
         self.with_record(key, |record| {
             let header = EntryHeader::decode(record.header)?;
             if header.document.key() != key || record.offsets.len() != header.activations.len() {
-                return Err(malformed("the entry's record is another entry's"));
+                return Err(of_another());
             }
             Ok(ShardEntry { located: self.clone(), offsets: record.offsets, header })
         })
@@ -148,20 +149,23 @@ impl Located {
 
     /// The document as people see it.
     pub(super) fn public_document(&self, key: &str) -> Result<String> {
-        self.with_record(key, |record| Public::of_stored(EntryHeader::stored_document(record.header)?))
+        self.with_record(key, |record| {
+            let document = Public::of_stored(EntryHeader::stored_document(record.header)?)?;
+            if document.has_key(key) { document.to_json() } else { Err(of_another()) }
+        })
     }
 
     fn with_record<T>(&self, key: &str, f: impl FnOnce(EntryRecord<'_>) -> Result<T>) -> Result<T> {
-        let read = || {
-            let record = self.shard.read_entry(self.offset, self.length)?;
-            let record = EntryRecord::decode(record.get(RECORD_HEADER_BYTES..).unwrap_or_default())?;
-            if record.content_id != self.content_id {
-                return Err(malformed("the entry's record is another entry's"));
-            }
-            f(record)
-        };
-        read().map_err(|e| e.within(format!("entry `{key}` is damaged")))
+        let result = self.shard.with_entry(self.offset, self.length, |payload| {
+            let record = EntryRecord::decode(payload)?;
+            if record.content_id == self.content_id { f(record) } else { Err(of_another()) }
+        });
+        result.map_err(|e| e.within(format!("entry `{key}` is damaged")))
     }
+}
+
+fn of_another() -> Error {
+    malformed("the entry's record is another entry's")
 }
 
 /// An entry in a shard.
@@ -227,5 +231,35 @@ impl Chunk for ShardChunk {
     fn with_bytes(&self, start: u64, length: usize, f: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let offset = self.place_of(start)?;
         lend(length, |bytes| self.shard.file.read_at(offset, bytes).and_then(|()| f(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{BackendSpec, EncodedEntry, Operation, Store};
+    use super::super::place_of;
+    use super::*;
+    use crate::entry::Document;
+    use crate::manifest::Settings;
+
+    #[test]
+    fn an_entry_is_found_by_its_own_key_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("s");
+        let json = r#"{"codec":"raw","overflow":"error","on_conflict":"error","durability":"commit"}"#;
+        let settings = Settings::parse(json, BackendSpec::find("shards").unwrap().codecs).unwrap();
+        let store = Store::create(Some(&root), "shards", settings, 1 << 20).unwrap();
+        let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
+        let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
+        let entry = EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() };
+        store.writing().unwrap().commit(vec![Operation::Put(Box::new(entry))]).unwrap();
+        let shard = Arc::new(Shard::open(&root, place_of(store.manifest(), 1)).unwrap());
+        let scan = shard.read(None).unwrap();
+        let located = Located::of(&scan.groups[0].commit.changes[0], &shard).unwrap();
+        assert_eq!(located.read("k").unwrap().header().document.key(), "k");
+        assert!(located.public_document("k").unwrap().starts_with(r#"{"key":"k","#));
+        for error in [located.read("other").err().unwrap(), located.public_document("other").unwrap_err()] {
+            assert!(error.to_string().ends_with("the entry's record is another entry's"), "{error}");
+        }
     }
 }
