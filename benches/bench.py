@@ -1,8 +1,8 @@
 """actstore against what people store activations in, in rounds that take turns; README.md says what and how.
 
-    bench.py quick|bench|full [--rounds N] [--entries N] [--only JOB] [--out FOLDER]
+    bench.py quick|bench|full [--rounds N] [--entries N] [--only JOB] [--dtype DTYPE] [--out FOLDER]
 
-Writes FOLDER/MODE.md, MODE.json and a picture a run. What was interrupted goes on where it stopped.
+Writes FOLDER/MODE.md, MODE.json and a picture a run; with a dtype, FOLDER/MODE-DTYPE.md and so on. What was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -64,12 +64,14 @@ COMPARED = ("actstore", "actstore, raw", "py-lmdb, pickled")
 
 
 def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival]) -> list[dict[str, Any]]:
-    """MiniLM in each dtype, and the embedded model in its own."""
+    """MiniLM in each dtype, and the embedded model in its own; or MiniLM in the chosen one."""
     found: list[dict[str, Any]] = []
-    for data, dtype in [*(("minilm", dtype) for dtype in mode.dtypes), ("embedded", "bfloat16")]:
+    everything = [*(("minilm", dtype) for dtype in mode.dtypes), ("embedded", "bfloat16")]
+    for data, dtype in [("minilm", chosen.dtype)] if chosen.dtype else everything:
         print(f"{data}, {dtype}", flush=True)
         work = Workload(entries.load(data, dtype, chosen.entries or mode.entries))
-        seconds = None if mode.seconds is None else mode.seconds * PARTS[data]
+        part = 1.0 if chosen.dtype else PARTS[data]
+        seconds = None if mode.seconds is None else mode.seconds * part
         plan = Plan(data, dtype, len(work.entries), chosen.rounds or mode.rounds, seconds, commit)
         gc.collect()
         gc.freeze()  # so that collecting before each time looks at nothing that stays
@@ -104,6 +106,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=0, help="another number of rounds")
     parser.add_argument("--entries", type=int, default=0, help="another number of entries")
     parser.add_argument("--only", default="", help="only jobs that have this in their name, and no others' processes")
+    parser.add_argument("--dtype", default="", help="MiniLM in this dtype alone, and no others' processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -117,23 +120,23 @@ def main() -> None:
     where = machine.describe(sorted({one.package for one in some if one.package} | set(PACKAGES)))
     document: dict[str, Any] = {"mode": chosen.mode, "machine": where, "left_out": absent, "isolated": {}}
     document["runs"] = runs(mode, chosen, where["commit"], some)
-    if not chosen.only:
+    if not chosen.only and not chosen.dtype:
         left = None if mode.seconds is None else mode.seconds - (time.monotonic() - start)
         isolated = Isolated(STORES / chosen.mode / "apart", where["commit"], left)
         document["isolated"] = apart(mode, isolated, some)
     document["targets"] = judge(document, codec_figures())
     document["seconds"] = time.monotonic() - start
-    write(document, chosen.mode, chosen.out)
+    write(document, "-".join(filter(None, (chosen.mode, chosen.dtype))), chosen.out)
     shutil.rmtree(STORES / chosen.mode, ignore_errors=True)
 
 
-def write(document: dict[str, Any], mode: str, out: Path) -> None:
+def write(document: dict[str, Any], name: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{mode}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     text = markdown(document)
-    (out / f"{mode}.md").write_text(text, encoding="utf-8")
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
     for run in document["runs"]:
-        draw(run, document["machine"], out / f"{mode}-{run['plan']['data']}-{run['plan']['dtype']}.png")
+        draw(run, document["machine"], out / f"{document['mode']}-{run['plan']['data']}-{run['plan']['dtype']}.png")
     print(text)
 
 
