@@ -2,7 +2,8 @@
 
     bench.py quick|bench|full [--rounds N] [--entries N] [--only JOB] [--dtype DTYPE] [--out FOLDER]
 
-Writes FOLDER/MODE.md, MODE.json and a picture a run; with a dtype, FOLDER/MODE-DTYPE.md and so on. What was interrupted goes on where it stopped.
+Writes FOLDER/MODE.md, MODE.json and a picture a run; with a dtype, FOLDER/MODE-DTYPE.md and so on. What was interrupted
+goes on where it stopped.
 """
 
 from __future__ import annotations
