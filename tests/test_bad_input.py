@@ -8,6 +8,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,15 @@ def test_a_forked_handle(on_disk: str, tmp_path: Path) -> None:
         require_before(reader)
         assert reader.keys()[1:] == ["parent"]
         # A thread that the child lacks reads their next part.
-        scanned, listed = reader.scan(POINT), iter(reader.metadata())
-        next(scanned), next(listed)
-        assert in_a_fork(lambda: list(scanned)) == in_a_fork(lambda: list(listed)) == "forked_handle"
-        assert in_a_fork(lambda: [*reader.scan(POINT), *reader.metadata()]) == "fine"
-        assert [key for key, _ in scanned] == ["parent"] == [document["key"] for document in listed]
+        begun = reader.scan(POINT), iter(reader.metadata()), reader.tokens(POINT, batch_size=1)
+        for iterator in begun:
+            next(iterator)
+            assert in_a_fork(partial(list, iterator)) == "forked_handle"
+        assert in_a_fork(lambda: [*reader.scan(POINT), *reader.metadata(), *reader.tokens(POINT)]) == "fine"
+        assert [len(list(iterator)) for iterator in begun] == [1, 1, 5]
+        unbegun = reader.scan(POINT)
+        assert in_a_fork(lambda: list(unbegun)) == "fine"
+        assert len(list(unbegun)) == 2
 
 
 def test_writing_to_what_can_only_be_read(on_disk: str, tmp_path: Path) -> None:

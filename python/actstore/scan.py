@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def scan(
     core: _core.Store, point: str, positions: str | list[int], keys: list[str] | None
 ) -> Iterator[tuple[str, Any]]:
-    """(key, array) of each entry of `keys`, or of all, that has `point`; the core reads on while a window is handed out.
+    """(key, array) of each entry of `keys`, or of all, that has `point`; the core reads on while a part is handed out.
 
     Where no entry has the point: the `point_not_stored` error of the first one, which names what it has.
     """

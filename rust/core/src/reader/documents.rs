@@ -53,3 +53,37 @@ impl Parts for Documents {
         Ok(Some(part).filter(|part| !part.is_empty()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Document;
+    use crate::format::EntryHeader;
+    use crate::manifest::Settings;
+    use crate::store::{BackendSpec, EncodedEntry, Operation};
+
+    /// Lengths of the parts of a store of 1000 documents with prompts of so many bytes.
+    fn parts(prompt_bytes: usize) -> Vec<usize> {
+        let json = r#"{"codec":"raw","overflow":"error","on_conflict":"error","durability":"commit"}"#;
+        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
+        let store = Arc::new(Store::create(None, "memory", settings, 1 << 20).unwrap());
+        let put = |n| {
+            let json = format!(r#"{{"key":"k{n}","key_recipe":"user","prompt":"{}"}}"#, "x".repeat(prompt_bytes));
+            let document = Document::parse(&json).unwrap();
+            let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
+            let entry = EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() };
+            Operation::Put(Box::new(entry))
+        };
+        store.writing().unwrap().commit((0..1000).map(put).collect()).unwrap();
+        let mut documents = Documents::new(&store).unwrap();
+        std::iter::from_fn(|| documents.next_part().unwrap().map(|part| part.len())).collect()
+    }
+
+    #[test]
+    fn a_part_has_so_many_documents_or_so_many_bytes() {
+        assert_eq!(parts(10), [512, 488]);
+        let large = parts(100 << 10);
+        assert_eq!(large.iter().sum::<usize>(), 1000);
+        assert!(large.iter().all(|&length| length <= 64), "{large:?}");
+    }
+}
