@@ -1,6 +1,7 @@
 """actstore against what people store activations in, in rounds that take turns; README.md says what and how.
 
-    bench.py quick|bench|full [--rounds N] [--entries N] [--only JOB] [--dtype DTYPE] [--out FOLDER]
+    bench.py quick|bench|full [--rounds N] [--entries N] [--only JOB] [--dtype DTYPE]
+             [--seconds N] [--out FOLDER]
 
 Writes FOLDER/MODE.md, MODE.json and a picture a run; with a dtype, FOLDER/MODE-DTYPE.md and so on. What was interrupted
 goes on where it stopped.
@@ -72,7 +73,7 @@ def runs(mode: Mode, chosen: argparse.Namespace, commit: str, some: list[Rival])
         print(f"{data}, {dtype}", flush=True)
         work = Workload(entries.load(data, dtype, chosen.entries or mode.entries))
         part = 1.0 if chosen.dtype else PARTS[data]
-        seconds = None if mode.seconds is None else mode.seconds * part
+        seconds = None if mode.seconds is None else (chosen.seconds or mode.seconds) * part
         plan = Plan(data, dtype, len(work.entries), chosen.rounds or mode.rounds, seconds, commit)
         gc.collect()
         gc.freeze()  # so that collecting before each time looks at nothing that stays
@@ -108,6 +109,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--entries", type=int, default=0, help="another number of entries")
     parser.add_argument("--only", default="", help="only jobs that have this in their name, and no others' processes")
     parser.add_argument("--dtype", default="", help="MiniLM in this dtype alone, and no others' processes")
+    parser.add_argument("--seconds", type=int, default=0, help="another bound of time for the rounds")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 

@@ -108,6 +108,8 @@ class Claim:
 
     def target(self, bound: str, found: dict[str, dict[str, Any]], verdict: str) -> Target:
         row = f"{self.run['plan']['dtype']}: {self.run['jobs'][self.job]['title']}, `{self.ours}`"
+        if not self.rivals:
+            return Target(row, bound, "there is no such rival", verdict)
         if not found:
             return Target(row, bound, "nobody did the same k", "not measured")
         rival, of = next(iter(found.items()))
@@ -121,7 +123,7 @@ def faster(claim: Claim) -> Target:
     """Than each of them."""
     found = claim.comparisons()
     verdicts = {of["verdict"] for of in found.values()}
-    verdict = "not met" if "slower" in verdicts else "met" if verdicts == {"faster"} else "not separated"
+    verdict = "not met" if "slower" in verdicts else "met" if verdicts <= {"faster"} else "not separated"
     return claim.target(f"faster than {claim.whom}", found, verdict)
 
 
