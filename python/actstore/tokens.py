@@ -75,10 +75,12 @@ def _batches(
     vectors, entries = planned.vectors(), planned.entries()
     if vectors is None:
         return
-    # The consumer alone decides how long a batch lives.
     while read := planned.batch():
-        yield _batch(entries, vectors, *read)
+        batch = _batch(entries, vectors, *read)
         del read
+        yield batch
+        # The consumer alone decides how long it lives while the next is waited for.
+        del batch
 
 
 def _batch(

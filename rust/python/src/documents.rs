@@ -1,11 +1,12 @@
 //! Documents as Python's dicts.
 
 use actstore::error::{Error, Kind};
-use actstore::reader::{Ahead, Documents};
+use actstore::reader::Documents;
 use jiter::{PythonParse, StringCacheMode};
 use pyo3::prelude::*;
 
 use crate::errors::Outcome;
+use crate::read_ahead::ReadAhead;
 
 /// A document as a dict.
 pub(crate) fn parse<'py>(py: Python<'py>, json: &str) -> Outcome<Bound<'py, PyAny>> {
@@ -16,13 +17,13 @@ pub(crate) fn parse<'py>(py: Python<'py>, json: &str) -> Outcome<Bound<'py, PyAn
 
 #[pyclass(name = "Documents", module = "actstore._core", frozen)]
 pub(crate) struct PyDocuments {
-    pub(crate) documents: Ahead<Documents>,
+    pub(crate) documents: ReadAhead<Documents>,
 }
 
 #[pymethods]
 impl PyDocuments {
     fn window<'py>(&self, py: Python<'py>) -> Outcome<Vec<Bound<'py, PyAny>>> {
-        let window = py.detach(|| self.documents.next_part())?;
+        let window = self.documents.next_part(py)?;
         window.iter().flatten().map(|json| parse(py, json)).collect()
     }
 }

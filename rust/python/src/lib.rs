@@ -9,6 +9,7 @@ mod errors;
 mod migrate;
 mod pickle;
 mod progress;
+mod read_ahead;
 mod report;
 mod staging;
 mod store;

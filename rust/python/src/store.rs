@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actstore::buffers::Buffer;
 use actstore::entry::{Positions, hex};
 use actstore::manifest::Settings;
-use actstore::reader::{self, Ahead, Documents, Scan, Tokens};
+use actstore::reader::{self, Documents, Scan, Tokens};
 use actstore::store::{BackendSpec, Store, Stored};
 use actstore::tensor::Layout;
 use actstore::writer::Writer;
@@ -20,6 +20,7 @@ use crate::arrow;
 use crate::buffer::PyRows;
 use crate::documents::{self, PyDocuments};
 use crate::errors::Outcome;
+use crate::read_ahead::ReadAhead;
 use crate::vectors::{PyScan, PyTokens};
 use crate::writer::PyWriter;
 
@@ -109,7 +110,7 @@ impl PyStore {
 
     fn documents(&self, py: Python<'_>) -> Outcome<PyDocuments> {
         let documents = py.detach(|| Documents::new(&self.store))?;
-        Ok(PyDocuments { documents: Ahead::new(&self.store, documents) })
+        Ok(PyDocuments { documents: ReadAhead::new(&self.store, documents) })
     }
 
     fn metadata_stream<'py>(&self, py: Python<'py>) -> Outcome<Bound<'py, PyCapsule>> {
@@ -128,7 +129,7 @@ impl PyStore {
     ) -> Outcome<PyScan> {
         let positions = self::positions(positions)?;
         let scan = py.detach(|| Scan::new(&self.store, point, positions, keys))?;
-        Ok(PyScan { scan: Ahead::new(&self.store, scan) })
+        Ok(PyScan { scan: ReadAhead::new(&self.store, scan) })
     }
 
     fn gather(&self, py: Python<'_>, point: &str, keys: Vec<PyBackedStr>, positions: PyBuffer<i64>) -> Outcome<Read> {

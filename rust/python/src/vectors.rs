@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actstore::reader::{Ahead, Batch, Batches, Entries, Scan, Scanned, Tokens, Vectors};
+use actstore::reader::{Batch, Batches, Entries, Scan, Scanned, Tokens, Vectors};
 use actstore::store::Store;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -10,17 +10,18 @@ use pyo3::types::PyString;
 
 use crate::buffer::PyRows;
 use crate::errors::Outcome;
+use crate::read_ahead::ReadAhead;
 use crate::store::{Read, described};
 
 #[pyclass(name = "Scan", module = "actstore._core", frozen)]
 pub(crate) struct PyScan {
-    pub(crate) scan: Ahead<Scan>,
+    pub(crate) scan: ReadAhead<Scan>,
 }
 
 #[pymethods]
 impl PyScan {
     fn window<'py>(&self, py: Python<'py>) -> Outcome<Vec<(Bound<'py, PyString>, Read)>> {
-        let window = py.detach(|| self.scan.next_part())?;
+        let window = self.scan.next_part(py)?;
         let read = |Scanned { key, layout, rows }| (PyString::new(py, &key), described(&layout, rows));
         Ok(window.into_iter().flatten().map(read).collect())
     }
@@ -30,13 +31,13 @@ impl PyScan {
 pub(crate) struct PyTokens {
     vectors: Option<Vectors>,
     entries: Arc<Entries>,
-    batches: Ahead<Batches>,
+    batches: ReadAhead<Batches>,
 }
 
 impl PyTokens {
     pub(crate) fn of(store: &Arc<Store>, tokens: Tokens, size: u64) -> Self {
         let (vectors, entries) = (tokens.vectors(), tokens.entries().clone());
-        Self { vectors, entries, batches: Ahead::new(store, Batches::new(tokens, size)) }
+        Self { vectors, entries, batches: ReadAhead::new(store, Batches::new(tokens, size)) }
     }
 }
 
@@ -52,7 +53,7 @@ impl PyTokens {
     }
 
     fn batch(&self, py: Python<'_>) -> Outcome<Option<(PyRows, PyRows, PyRows)>> {
-        let batch = py.detach(|| self.batches.next_part())?;
+        let batch = self.batches.next_part(py)?;
         let all = |Batch { rows, entries, positions }| (PyRows::of(rows), PyRows::of(entries), PyRows::of(positions));
         Ok(batch.map(all))
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Kind, Result};
 use crate::format::malformed;
 use crate::lock::lock;
+use crate::pool::Threads;
 use crate::store::Store;
 
 /// Reads one part after the other.
@@ -47,23 +48,14 @@ impl<P: Parts> Ahead<P> {
         self.check_process()?;
         let mut state = lock(&self.state);
         self.store.reading()?;
+        let threads = self.store.pool().threads()?;
         let lost = || malformed("reading failed beyond repair");
         let (parts, part) = match state.take().ok_or_else(lost)? {
             State::Idle(parts) => read(parts),
             State::Reading(answer) => answer.recv().map_err(|_| lost())?,
         };
-        *state = Some(if let Ok(Some(_)) = part { self.read_on(parts)? } else { State::Idle(parts) });
+        *state = Some(if let Ok(Some(_)) = part { read_on(&threads, parts) } else { State::Idle(parts) });
         part
-    }
-
-    fn read_on(&self, parts: P) -> Result<State<P>> {
-        let (sender, receiver) = sync_channel(1);
-        self.store.pool().threads()?.spawn(move || {
-            // A panic that left a task would end the process; who waits is told by dropping the sender.
-            let answer = catch_unwind(AssertUnwindSafe(|| read(parts)));
-            let _somebody_waits = answer.map(|answer| sender.send(answer));
-        });
-        Ok(State::Reading(receiver))
     }
 
     /// To be called before the lock, which in a forked child a thread that is not there may have.
@@ -77,6 +69,16 @@ impl<P: Parts> Ahead<P> {
             _ => Ok(()),
         }
     }
+}
+
+fn read_on<P: Parts>(threads: &Threads, parts: P) -> State<P> {
+    let (sender, receiver) = sync_channel(1);
+    threads.spawn(move || {
+        // A panic that left a task would end the process; who waits is told by dropping the sender.
+        let answer = catch_unwind(AssertUnwindSafe(|| read(parts)));
+        let _somebody_waits = answer.map(|answer| sender.send(answer));
+    });
+    State::Reading(receiver)
 }
 
 fn read<P: Parts>(mut parts: P) -> Answer<P> {

@@ -130,8 +130,11 @@ impl Tokens {
                 this.add(&mut entries, key, found, &mut held_bytes)?;
             }
         }
-        if let Some(first) = keys.first().filter(|_| !is_stored) {
-            store.entry(first)?.header().find(point)?;
+        // Says what the first entry has that is still there.
+        for key in keys.iter().filter(|_| !is_stored) {
+            if let Some(entry) = store.reading()?.entry(key)? {
+                entry.header().find(point)?;
+            }
         }
         this.shuffle = seed.map(|seed| Shuffle::new(entries.len(), seed));
         this.entries = Arc::new(entries);
@@ -218,7 +221,7 @@ impl Tokens {
 
     fn copy_some(&self, all: &[u8], numbers: &[u64], piece: Piece<'_>) -> Result<()> {
         let row_bytes = piece.rows.len() / numbers.len().max(1);
-        let rows = piece.rows.chunks_exact_mut(row_bytes);
+        let rows = piece.rows.chunks_exact_mut(row_bytes.max(1));
         let entries = piece.entries.chunks_exact_mut(size_of::<u32>());
         let positions = piece.positions.chunks_exact_mut(size_of::<i64>());
         for (((&number, row), entry_at), position_at) in numbers.iter().zip(rows).zip(entries).zip(positions) {

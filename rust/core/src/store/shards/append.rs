@@ -78,17 +78,19 @@ impl RecordFile {
         let mut hash = || {
             all.iter().for_each(|part| {
                 hasher.update(part);
-            })
+            });
         };
-        if length < HASHED_APART {
-            hash();
-            file.append(&all)?;
-        } else {
-            std::thread::scope(|scope| {
-                let hashing = scope.spawn(hash);
-                let appended = file.append(&all);
-                hashing.join().map_err(|_| malformed("hashing failed beyond repair")).and(appended)
-            })?;
+        let (appended, hashed) = std::thread::scope(|scope| {
+            // Where there is no thread to be had, it is hashed here, later.
+            let apart = Some(&mut hash).filter(|_| length >= HASHED_APART);
+            let hashing = apart.and_then(|hash| std::thread::Builder::new().spawn_scoped(scope, hash).ok());
+            (file.append(&all), hashing.map(|hashing| hashing.join().is_ok()))
+        });
+        appended?;
+        match hashed {
+            Some(true) => {}
+            Some(false) => return Err(malformed("hashing failed beyond repair")),
+            None => hash(),
         }
         self.sequence += 1;
         Ok((offset, header))
