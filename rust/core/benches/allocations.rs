@@ -13,7 +13,7 @@ mod sample;
 
 use std::sync::Arc;
 
-use actstore::encode::encode;
+use actstore::encode::{Draft, encode};
 use actstore::entry::Positions;
 use actstore::fitting::Models;
 use actstore::format::EntryHeader;
@@ -37,9 +37,16 @@ fn say(what: &str, mut work: impl FnMut()) {
     );
 }
 
+/// An entry whose rows are tied to positions.
+fn draft(seed: u64) -> Draft {
+    let mut draft = STREAM.draft(seed, ROWS, &LAYERS);
+    draft.document.positions = Some(vec![[0, ROWS]]);
+    draft
+}
+
 fn of_codec(codec: &str) {
     let settings = settings(codec, "replace", "commit");
-    let draft = || STREAM.draft(1, ROWS, &LAYERS);
+    let draft = || draft(1);
     let codings = Models::default().observe(&settings, &draft().activations).unwrap();
     let mut drafts = vec![draft(), draft()];
     say(&format!("{codec}: encode an entry"), || _ = encode(&settings, drafts.pop().unwrap(), &codings).unwrap());
@@ -50,7 +57,7 @@ fn of_codec(codec: &str) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     let store = Arc::new(Store::create(Some(&path), "shards", settings, MEMORY).unwrap());
-    let mut drafts = vec![STREAM.draft(2, ROWS, &LAYERS), draft()];
+    let mut drafts = vec![self::draft(2), draft()];
     say(&format!("{codec}: put and commit it"), || put(&store, drafts.pop()).unwrap());
     let read = |positions: &Positions| _ = rows(&store, "k1", point(3).as_str(), positions).unwrap();
     say(&format!("{codec}: read a layer"), || read(&Positions::All));
