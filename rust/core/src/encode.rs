@@ -275,12 +275,11 @@ fn rows_of_frames<'a>(layout: &Layout, frame_rows: u64, bytes: &'a [u8]) -> Resu
 mod tests {
     use super::*;
     use crate::pool::Pool;
-    use crate::store::BackendSpec;
+    use crate::store::contract::settings;
 
     #[test]
     fn who_is_told_may_panic_and_the_process_goes_on() {
-        let json = r#"{"codec":"zstd","overflow":"error","on_conflict":"error","durability":"commit"}"#;
-        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
+        let settings = settings("memory", "error");
         let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
         let layout = Layout::new(crate::tensor::Dtype::UInt8, vec![4]).unwrap();
         let tensor = Tensor::new(layout, vec![0; 4]).unwrap();

@@ -105,8 +105,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::manifest::Settings;
-    use crate::store::BackendSpec;
+    use crate::store::contract::settings;
 
     struct Slow(Arc<Store>);
 
@@ -132,9 +131,7 @@ mod tests {
     }
 
     fn store() -> Arc<Store> {
-        let json = r#"{"codec":"raw","overflow":"error","on_conflict":"error","durability":"commit"}"#;
-        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
-        Arc::new(Store::create(None, "memory", settings, 1 << 20).unwrap())
+        Arc::new(Store::create(None, "memory", settings("memory", "error"), 1 << 20).unwrap())
     }
 
     #[test]

@@ -57,22 +57,15 @@ impl Parts for Documents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Document;
-    use crate::format::EntryHeader;
-    use crate::manifest::Settings;
-    use crate::store::{BackendSpec, EncodedEntry, Operation};
+    use crate::store::Operation;
+    use crate::store::contract::{bare_entry, settings};
 
     /// Lengths of the parts of a store of 1000 documents with prompts of so many bytes.
     fn parts(prompt_bytes: usize) -> Vec<usize> {
-        let json = r#"{"codec":"raw","overflow":"error","on_conflict":"error","durability":"commit"}"#;
-        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
-        let store = Arc::new(Store::create(None, "memory", settings, 1 << 20).unwrap());
+        let store = Arc::new(Store::create(None, "memory", settings("memory", "error"), 1 << 20).unwrap());
         let put = |n| {
             let json = format!(r#"{{"key":"k{n}","key_recipe":"user","prompt":"{}"}}"#, "x".repeat(prompt_bytes));
-            let document = Document::parse(&json).unwrap();
-            let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
-            let entry = EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() };
-            Operation::Put(Box::new(entry))
+            Operation::Put(Box::new(bare_entry(&json)))
         };
         store.writing().unwrap().commit((0..1000).map(put).collect()).unwrap();
         let mut documents = Documents::new(&store).unwrap();

@@ -67,7 +67,7 @@ pub(super) fn stretches(document: &Document, rows: u64, selected: Option<Vec<u64
     let stored = StoredPositions::of(document.positions.as_deref());
     let tied = document.positions.as_deref().filter(|_| stored.count == rows);
     let Some(selected) = selected else {
-        return consecutive(tied.map_or_else(|| vec![[0, rows]], <[_]>::to_vec));
+        return consecutive(tied.unwrap_or(&[[0, rows]]));
     };
     let mut stretches: Vec<Stretch> = Vec::new();
     for row in selected {
@@ -83,13 +83,13 @@ pub(super) fn stretches(document: &Document, rows: u64, selected: Option<Vec<u64
 }
 
 /// All rows, whose positions are these ranges, one after the other.
-fn consecutive(ranges: Vec<[u64; 2]>) -> Box<[Stretch]> {
+fn consecutive(ranges: &[[u64; 2]]) -> Box<[Stretch]> {
     let mut before = 0;
-    let stretch = |[start, stop]: [u64; 2]| {
+    let stretch = |&[start, stop]: &[u64; 2]| {
         let rows = stop - start;
         let row = before;
         before += rows;
         Stretch { before: row, row, position: start, rows }
     };
-    ranges.into_iter().map(stretch).filter(|stretch| stretch.rows > 0).collect()
+    ranges.iter().map(stretch).filter(|stretch| stretch.rows > 0).collect()
 }

@@ -157,8 +157,7 @@ mod tests {
     use crate::encode::Draft;
     use crate::entry::Document;
     use crate::hook_point::HookPoint;
-    use crate::manifest::Settings;
-    use crate::store::BackendSpec;
+    use crate::store::contract::settings;
     use crate::tensor::{Dtype, Tensor};
     use crate::writer::Writer;
 
@@ -166,9 +165,7 @@ mod tests {
 
     /// A store, which keeps nothing of what is deleted, of entries that are windows of their own.
     fn store(root: &std::path::Path, keys: &[&str]) -> Arc<Store> {
-        let json = r#"{"codec":"raw","overflow":"error","on_conflict":"error","durability":"commit"}"#;
-        let settings = Settings::parse(json, BackendSpec::find("lmdb").unwrap().codecs).unwrap();
-        let store = Arc::new(Store::create(Some(root), "lmdb", settings, 1 << 30).unwrap());
+        let store = Arc::new(Store::create(Some(root), "lmdb", settings("lmdb", "error"), 1 << 30).unwrap());
         let writer = Writer::new(store.clone()).unwrap();
         for key in keys {
             let document = Document::parse(&format!(r#"{{"key":"{key}","key_recipe":"user"}}"#)).unwrap();

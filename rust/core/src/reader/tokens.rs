@@ -56,27 +56,23 @@ pub struct Batch {
     pub positions: Buffer,
 }
 
-impl Batch {
-    /// Tells where `count` vectors from place `first` of the batch on come from, the first of them at `position`.
+/// Where the vectors of a [`Batch`], or of a piece of it, come from.
+struct Origins<'a> {
+    entries: &'a mut [u8],
+    positions: &'a mut [u8],
+}
+
+impl Origins<'_> {
+    /// Tells where `count` vectors from place `first` on come from, the first of them at `position`.
     fn tell(&mut self, first: usize, count: usize, entry: usize, position: u64) {
+        let number = u32::try_from(entry).unwrap_or(u32::MAX).to_ne_bytes();
         let entries = self.entries.chunks_exact_mut(size_of::<u32>()).skip(first).take(count);
         let positions = self.positions.chunks_exact_mut(size_of::<i64>()).skip(first);
         for ((entry_at, position_at), position) in entries.zip(positions).zip(position..) {
-            tell_one(entry_at, position_at, entry, position);
+            entry_at.copy_from_slice(&number);
+            position_at.copy_from_slice(&position.to_ne_bytes());
         }
     }
-}
-
-fn tell_one(entry_at: &mut [u8], position_at: &mut [u8], entry: usize, position: u64) {
-    entry_at.copy_from_slice(&u32::try_from(entry).unwrap_or(u32::MAX).to_ne_bytes());
-    position_at.copy_from_slice(&position.to_ne_bytes());
-}
-
-/// Some vectors of a [`Batch`].
-struct Piece<'a> {
-    rows: &'a mut [u8],
-    entries: &'a mut [u8],
-    positions: &'a mut [u8],
 }
 
 /// The batches of [`Tokens`], `size` vectors each; the last one has what is left.
@@ -121,21 +117,24 @@ impl Tokens {
             shuffle: None,
             loaded: OnceLock::new(),
         };
-        let (mut entries, mut is_stored, mut held_bytes) = (Entries::default(), false, 0);
+        let (mut entries, mut held_bytes) = (Entries::default(), 0);
+        let (mut is_stored, mut first_without) = (false, None);
         for some in keys.chunks(LOOKED_UP) {
             let found: Vec<_> = store.pool().install(|| some.par_iter().map(|key| this.look_up(key)).collect())?;
             for (key, found) in some.iter().zip(found) {
-                let Some(found) = found? else { continue };
-                is_stored = true;
-                this.add(&mut entries, key, found, &mut held_bytes)?;
+                match found {
+                    Ok(Some(found)) => {
+                        is_stored = true;
+                        this.add(&mut entries, key, found, &mut held_bytes)?;
+                    }
+                    Ok(None) => {}
+                    Err(error) if error.kind() == Kind::PointNotStored => _ = first_without.get_or_insert(error),
+                    Err(error) => return Err(error),
+                }
             }
         }
-        // Says what the first entry has that is still there.
-        for key in keys.iter().filter(|_| !is_stored) {
-            if let Some(entry) = store.reading()?.entry(key)? {
-                entry.header().find(point)?;
-            }
-        }
+        // It says what the entry has.
+        first_without.filter(|_| !is_stored).map_or(Ok(()), Err)?;
         this.shuffle = seed.map(|seed| Shuffle::new(entries.len(), seed));
         this.entries = Arc::new(entries);
         Ok(this)
@@ -168,15 +167,16 @@ impl Tokens {
         let end = end.ok_or_else(|| malformed(format!("`{count}` vectors from `{start}` on of `{}`", self.len())))?;
         let row_bytes = self.vectors.map_or(Ok(0), Vectors::bytes)?;
         let take = |bytes| self.store.buffers().take(room(count, bytes)?);
-        let mut batch =
-            Batch { rows: take(row_bytes)?, entries: take(size_of::<u32>())?, positions: take(size_of::<i64>())? };
+        let (mut rows, mut entries) = (take(row_bytes)?, take(size_of::<u32>())?);
+        let mut positions = take(size_of::<i64>())?;
+        let origins = Origins { entries: &mut entries, positions: &mut positions };
         let mut numbers: Vec<_> = (start..end).collect();
         self.shuffle.iter().for_each(|shuffle| shuffle.apply(&mut numbers));
         match self.loaded.get_or_init(|| self.load()) {
-            Some(loaded) => self.copy(&loaded.all, &numbers, &mut batch)?,
-            None => self.read_stored(&numbers, &mut batch)?,
+            Some(loaded) => self.copy(&loaded.all, &numbers, &mut rows, origins)?,
+            None => self.read_stored(&numbers, &mut rows, origins)?,
         }
-        Ok(batch)
+        Ok(Batch { rows, entries, positions })
     }
 
     /// `None` where that is not needed, where there is no room, or where one cannot be read: the batch that it is in will
@@ -203,54 +203,45 @@ impl Tokens {
     }
 
     /// Takes vectors from all of them.
-    fn copy(&self, all: &[u8], numbers: &[u64], batch: &mut Batch) -> Result<()> {
-        let row_bytes = all.len() / size(self.len())?.max(1);
-        let Batch { rows, entries, positions } = batch;
+    fn copy(&self, all: &[u8], numbers: &[u64], rows: &mut [u8], origins: Origins<'_>) -> Result<()> {
         if rows.len() < PARALLEL_BYTES {
-            return self.copy_some(all, numbers, Piece { rows, entries, positions });
+            return self.copy_some(all, numbers, rows, origins);
         }
+        let row_bytes = rows.len() / numbers.len().max(1);
         let pieces = numbers
             .par_chunks(COPIED_TOGETHER)
             .zip(rows.par_chunks_mut(COPIED_TOGETHER * row_bytes))
-            .zip(entries.par_chunks_mut(COPIED_TOGETHER * size_of::<u32>()))
-            .zip(positions.par_chunks_mut(COPIED_TOGETHER * size_of::<i64>()));
-        let copy =
-            |(((numbers, rows), entries), positions)| self.copy_some(all, numbers, Piece { rows, entries, positions });
+            .zip(origins.entries.par_chunks_mut(COPIED_TOGETHER * size_of::<u32>()))
+            .zip(origins.positions.par_chunks_mut(COPIED_TOGETHER * size_of::<i64>()));
+        let copy = |(((numbers, rows), entries), positions)| {
+            self.copy_some(all, numbers, rows, Origins { entries, positions })
+        };
         self.store.pool().install(|| pieces.try_for_each(copy))?
     }
 
-    fn copy_some(&self, all: &[u8], numbers: &[u64], piece: Piece<'_>) -> Result<()> {
-        let row_bytes = piece.rows.len() / numbers.len().max(1);
-        let rows = piece.rows.chunks_exact_mut(row_bytes.max(1));
-        let entries = piece.entries.chunks_exact_mut(size_of::<u32>());
-        let positions = piece.positions.chunks_exact_mut(size_of::<i64>());
-        for (((&number, row), entry_at), position_at) in numbers.iter().zip(rows).zip(entries).zip(positions) {
+    fn copy_some(&self, all: &[u8], numbers: &[u64], rows: &mut [u8], mut origins: Origins<'_>) -> Result<()> {
+        let row_bytes = rows.len() / numbers.len().max(1);
+        let rows = rows.chunks_exact_mut(row_bytes.max(1));
+        for (place, (&number, row)) in numbers.iter().zip(rows).enumerate() {
             let start = size(number)? * row_bytes;
             row.copy_from_slice(all.get(start..start + row_bytes).ok_or_else(beyond_the_last)?);
             let (entry, stretch, inside) = self.entries.place(number)?;
-            tell_one(entry_at, position_at, entry, stretch.position + inside);
+            origins.tell(place, 1, entry, stretch.position + inside);
         }
         Ok(())
     }
 
     /// Reads vectors where they are stored.
-    fn read_stored(&self, numbers: &[u64], batch: &mut Batch) -> Result<()> {
-        let mut out = std::mem::replace(&mut batch.rows, self.store.buffers().take(0)?);
-        let row_bytes = self.vectors.map_or(Ok(0), Vectors::bytes)?;
-        let (mut runs, mut place, mut rest) = (Vec::new(), 0, &mut *out);
+    fn read_stored(&self, numbers: &[u64], mut out: &mut [u8], mut origins: Origins<'_>) -> Result<()> {
+        let row_bytes = out.len() / numbers.len().max(1);
+        let (mut rows, mut place) = (Vec::new(), 0);
         for numbers in numbers.chunk_by(|left, right| left + 1 == *right) {
-            let (mine, others) = rest.split_at_mut(numbers.len() * row_bytes);
+            let (mine, rest) = out.split_at_mut(numbers.len() * row_bytes);
             let number = numbers.first().copied().unwrap_or_default();
-            runs.push(Run { number, place, rows: numbers.len(), out: mine });
-            (rest, place) = (others, place + numbers.len());
+            self.cut(Run { number, place, rows: numbers.len(), out: mine }, row_bytes, &mut origins, &mut rows)?;
+            (out, place) = (rest, place + numbers.len());
         }
-        let mut rows = Vec::with_capacity(runs.len());
-        for run in runs {
-            self.cut(run, row_bytes, batch, &mut rows)?;
-        }
-        self.read_rows(rows)?;
-        batch.rows = out;
-        Ok(())
+        self.read_rows(rows)
     }
 
     /// Fills `rows`; their entries that are not held are looked up again.
@@ -270,13 +261,10 @@ impl Tokens {
         read_rows(&self.store, &self.point, vectors, rows, source)
     }
 
-    /// `None` for an entry without the hook point, or deleted since it was listed.
+    /// `None` for an entry that was deleted since it was listed.
     fn look_up(&self, key: &str) -> Result<Option<Found>> {
-        let Some(entry) = self.store.reading()?.entry(key)? else { return Ok(None) };
-        match self.found(&entry) {
-            Err(error) if error.kind() == Kind::PointNotStored => Ok(None),
-            found => found.map(Some),
-        }
+        let entry = self.store.reading()?.entry(key)?;
+        entry.map(|entry| self.found(&entry)).transpose()
     }
 
     fn look_up_again(&self, number: usize) -> Result<Source> {
@@ -316,13 +304,19 @@ impl Tokens {
     }
 
     /// Cuts a run where entries and their stretches end, and tells where its vectors come from.
-    fn cut<'a>(&self, mut run: Run<'a>, row_bytes: usize, batch: &mut Batch, rows: &mut Vec<Rows<'a>>) -> Result<()> {
+    fn cut<'a>(
+        &self,
+        mut run: Run<'a>,
+        row_bytes: usize,
+        origins: &mut Origins<'_>,
+        rows: &mut Vec<Rows<'a>>,
+    ) -> Result<()> {
         while run.rows > 0 {
             let (source, stretch, inside) = self.entries.place(run.number)?;
             let count = size(stretch.rows - inside)?.min(run.rows);
             let (out, rest) = run.out.split_at_mut(count * row_bytes);
             rows.push(Rows { source, first: stretch.row + inside, out });
-            batch.tell(run.place, count, source, stretch.position + inside);
+            origins.tell(run.place, count, source, stretch.position + inside);
             run =
                 Run { number: run.number + count as u64, place: run.place + count, rows: run.rows - count, out: rest };
         }

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{BackendSpec, Store};
+use super::{BackendSpec, EncodedEntry, Store};
 use crate::encode::Draft;
 use crate::entry::{Document, Positions};
 use crate::error::Kind;
+use crate::format::EntryHeader;
 use crate::hook_point::HookPoint;
 use crate::inspect;
 use crate::manifest::Settings;
@@ -17,9 +18,16 @@ use crate::writer::Writer;
 pub(super) const MEMORY: u64 = 64 << 20;
 
 /// With the backend's own codec.
-pub(super) fn settings(backend: &str, on_conflict: &str) -> Settings {
+pub(crate) fn settings(backend: &str, on_conflict: &str) -> Settings {
     let json = format!(r#"{{"overflow":"error","on_conflict":"{on_conflict}","durability":"commit"}}"#);
     Settings::parse(&json, BackendSpec::find(backend).unwrap().codecs).unwrap()
+}
+
+/// An entry of a document, given as JSON, and nothing else.
+pub(crate) fn bare_entry(json: &str) -> EncodedEntry {
+    let document = Document::parse(json).unwrap();
+    let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
+    EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() }
 }
 
 /// An entry of two points whose bytes follow from `seed`.

@@ -12,7 +12,7 @@ mod root;
 pub mod shards;
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -365,13 +365,12 @@ impl Drop for Store {
 
 #[cfg(test)]
 mod tests {
+    use super::contract::settings;
     use super::*;
 
     #[test]
     fn loaded_vectors_share_a_quarter_of_the_memory() {
-        let json = r#"{"codec":"zstd","overflow":"error","on_conflict":"error","durability":"commit"}"#;
-        let settings = Settings::parse(json, BackendSpec::find("memory").unwrap().codecs).unwrap();
-        let store = Store::create(None, "memory", settings, 4000).unwrap();
+        let store = Store::create(None, "memory", settings("memory", "error"), 4000).unwrap();
         let first = store.room_to_load(600);
         assert!(first.is_some() && store.room_to_load(401).is_none());
         let second = store.room_to_load(400);

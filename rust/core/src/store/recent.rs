@@ -81,16 +81,12 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use super::super::EncodedEntry;
+    use super::super::contract::bare_entry;
     use super::*;
-    use crate::entry::Document;
-    use crate::format::EntryHeader;
 
     fn entry(key: &str, prompt: &str) -> Arc<dyn Stored> {
         let json = format!(r#"{{"key":"{key}","key_recipe":"user","prompt":"{prompt}"}}"#);
-        let document = Document::parse(&json).unwrap();
-        let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
-        Arc::new(EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() })
+        Arc::new(bare_entry(&json))
     }
 
     #[test]

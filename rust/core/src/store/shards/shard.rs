@@ -236,22 +236,17 @@ impl Chunk for ShardChunk {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{BackendSpec, EncodedEntry, Operation, Store};
+    use super::super::super::contract::{bare_entry, settings};
+    use super::super::super::{Operation, Store};
     use super::super::place_of;
     use super::*;
-    use crate::entry::Document;
-    use crate::manifest::Settings;
 
     #[test]
     fn an_entry_is_found_by_its_own_key_alone() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("s");
-        let json = r#"{"codec":"raw","overflow":"error","on_conflict":"error","durability":"commit"}"#;
-        let settings = Settings::parse(json, BackendSpec::find("shards").unwrap().codecs).unwrap();
-        let store = Store::create(Some(&root), "shards", settings, 1 << 20).unwrap();
-        let document = Document::parse(r#"{"key":"k","key_recipe":"user"}"#).unwrap();
-        let header = EntryHeader { document, token_ids: None, activations: Vec::new() };
-        let entry = EncodedEntry { header, content_id: [0; 32], chunks: Vec::new(), models: Vec::new() };
+        let store = Store::create(Some(&root), "shards", settings("shards", "error"), 1 << 20).unwrap();
+        let entry = bare_entry(r#"{"key":"k","key_recipe":"user"}"#);
         store.writing().unwrap().commit(vec![Operation::Put(Box::new(entry))]).unwrap();
         let shard = Arc::new(Shard::open(&root, place_of(store.manifest(), 1)).unwrap());
         let scan = shard.read(None).unwrap();
